@@ -1,0 +1,51 @@
+"""Language models that answer in under a second on the machine at hand; this module only names the public API.
+
+Everything is imported on first use, so `import subsecond` costs nothing and loads no third party.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would cost more than the rest of this module
+
+if TYPE_CHECKING:
+    from subsecond.api import Model, load
+    from subsecond.core.errors import FormatError, InputError, ResourceError, SubsecondError, UnsupportedError
+
+    __version__: str
+
+__all__ = [
+    "FormatError",
+    "InputError",
+    "Model",
+    "ResourceError",
+    "SubsecondError",
+    "UnsupportedError",
+    "__version__",
+    "load",
+]
+
+_MODULE_BY_NAME = {
+    "FormatError": "subsecond.core.errors",
+    "InputError": "subsecond.core.errors",
+    "Model": "subsecond.api",
+    "ResourceError": "subsecond.core.errors",
+    "SubsecondError": "subsecond.core.errors",
+    "UnsupportedError": "subsecond.core.errors",
+    "load": "subsecond.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for."""
+    import importlib
+
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("subsecond")
+    if name in _MODULE_BY_NAME:
+        return getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
+    raise AttributeError(f"module 'subsecond' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, which are not in the namespace until they are used."""
+    return sorted([*globals(), *__all__])
