@@ -1,0 +1,257 @@
+"""A model on disk, as a GGUF file or an artifact: configuration, graph, tokenizer and weights, each when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from subsecond.core.errors import FormatError, InputError, UnsupportedError
+from subsecond.formats.artifact import Artifact, ArtifactWriter, is_artifact
+from subsecond.formats.artifact_manifest import SourceFile
+from subsecond.graph.graph import Graph
+from subsecond.models.config import ModelConfig, config_from_gguf
+from subsecond.models.families.registry import build_graph, family_builder
+
+if TYPE_CHECKING:
+    # Imported where they are used: a start from an artifact needs neither the GGUF reader nor the template engine.
+    from subsecond.formats.gguf import GgufFile
+    from subsecond.models.chat_template import ChatTemplate
+    from subsecond.models.tokenizer import Tokenizer
+    from subsecond.models.weights import WeightSource
+
+TOKENIZER_NAME = "tokenizer.json"
+_CHUNK_BYTES = 2**20
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """One model on disk. `artifact` is its packed form, None when there is none that belongs to the file.
+
+    What is slow (parsing the file, the tokenizer, hashing) happens on first use. A damaged part is a FormatError then.
+    """
+
+    def __init__(self, path: Path, content: _Content, artifact: Artifact | None) -> None:
+        self.path = path
+        self.artifact = artifact
+        self._content = content
+
+    @property
+    def config(self) -> ModelConfig:
+        """The numbers that define the model's shape."""
+        return self._content.config
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight of the original file, (out, in) or (length,)."""
+        return self._content.shapes
+
+    def graph(self) -> Graph:
+        """The unfused graph of the model."""
+        return build_graph(self.config, self.shapes)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        tokenizer = self._content.load_tokenizer()
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise FormatError(
+                f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding table only "
+                f"{self.config.vocab_size} rows"
+            )
+        return tokenizer
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """How a conversation becomes a prompt; None when the file has no template."""
+        source = self._content.chat_template_source
+        if source is None:
+            return None
+        from subsecond.models.chat_template import ChatTemplate
+
+        return ChatTemplate(source, self.tokenizer.bos_token, self.tokenizer.eos_token)
+
+    @cached_property
+    def weights(self) -> WeightSource:
+        """The original weights; UnsupportedError for an artifact folder whose model file is not there."""
+        return self._content.open_weights()
+
+    @cached_property
+    def source(self) -> SourceFile:
+        """The original file, by name, sha256 and size."""
+        return self._content.find_source()
+
+    @property
+    def source_sha256(self) -> str:
+        """sha256 of the original file, in hexadecimal."""
+        return self.source.sha256
+
+    @contextmanager
+    def artifact_writer(self, folder: Path, packing: Mapping[str, object]) -> Iterator[ArtifactWriter]:
+        """A writer of an artifact of this model into `folder`, to which the caller adds the packed tensors.
+
+        `packing` describes how the tensors are packed, the version of the layout included. Complete at the end of the
+        `with` block; nothing changes on disk when an exception leaves it.
+        """
+        with ArtifactWriter(
+            folder,
+            model=self.config.to_json(),
+            source=self.source,
+            shapes=self.shapes,
+            packing=packing,
+            chat_template=self._content.chat_template_source,
+        ) as writer:
+            self.tokenizer.save(writer.new_file(TOKENIZER_NAME))
+            yield writer
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a GGUF file or an artifact folder.
+
+    The artifact beside a GGUF file is used in place of it when it was made from this very file; otherwise a warning
+    says why not.
+
+    Raises:
+        InputError: nothing is there, or the folder holds no artifact.
+        FormatError, UnsupportedError: the file is damaged, or the model needs what is not supported.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not is_artifact(path):
+            raise InputError(
+                f"{path} is a folder without subsecond/manifest.json; give a GGUF file or an artifact folder"
+            )
+        artifact = Artifact.open(path)
+        return Checkpoint(path, _ArtifactContent(artifact), artifact)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give the path of a GGUF file or of an artifact folder")
+    content = _artifact_beside(path)
+    return Checkpoint(path, content or _GgufContent(path), content.artifact if content else None)
+
+
+class _Content(Protocol):
+    """What the two kinds of checkpoint answer differently."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    @property
+    def chat_template_source(self) -> str | None: ...
+
+    def load_tokenizer(self) -> Tokenizer: ...
+
+    def open_weights(self) -> WeightSource: ...
+
+    def find_source(self) -> SourceFile: ...
+
+
+class _GgufContent:
+    """Everything from a GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _open_gguf(path)
+        architecture = self._file.metadata.get("general.architecture")
+        if isinstance(architecture, str):
+            family_builder(architecture)  # an unknown family is refused before its other fields are missed
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in self._file.tensors.items()}
+        self.config = config_from_gguf(self._file.metadata, self.shapes)
+
+    @property
+    def chat_template_source(self) -> str | None:
+        source = self._file.metadata.get("tokenizer.chat_template")
+        if source is not None and not isinstance(source, str):
+            raise FormatError(f"{self._path}: 'tokenizer.chat_template' is {type(source).__name__}; it must be text")
+        return source
+
+    def load_tokenizer(self) -> Tokenizer:
+        from subsecond.models.tokenizer import Tokenizer
+
+        return Tokenizer.from_gguf(self._file.metadata)
+
+    def open_weights(self) -> WeightSource:
+        from subsecond.models.weights import GgufWeights
+
+        return GgufWeights(self._file)
+
+    def find_source(self) -> SourceFile:
+        return _describe(self._path)
+
+
+class _ArtifactContent:
+    """Everything from an artifact; `source_path` is the file it was made from, None when that is not at hand."""
+
+    def __init__(self, artifact: Artifact, source_path: Path | None = None) -> None:
+        self.artifact = artifact
+        self._source_path = source_path
+        self.shapes = artifact.manifest.shapes
+        self.config = ModelConfig.from_json(artifact.manifest.model)
+        family_builder(self.config.family)
+
+    @property
+    def chat_template_source(self) -> str | None:
+        return self.artifact.manifest.chat_template
+
+    def load_tokenizer(self) -> Tokenizer:
+        from subsecond.models.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.artifact.file_path(TOKENIZER_NAME))
+
+    def open_weights(self) -> WeightSource:
+        from subsecond.models.weights import GgufWeights
+
+        name = self.artifact.manifest.source.name
+        path = self._source_path
+        if path is None:
+            raise UnsupportedError(
+                f"{self.artifact.path} holds packed weights only; what was asked for needs the original weights. "
+                f"Open the file it was made from, {name}, instead"
+            )
+        return GgufWeights(_open_gguf(path))
+
+    def find_source(self) -> SourceFile:
+        return self.artifact.manifest.source
+
+
+def _open_gguf(path: Path) -> GgufFile:
+    from subsecond.formats.gguf import GgufFile
+
+    return GgufFile.open(path)
+
+
+def _artifact_beside(path: Path) -> _ArtifactContent | None:
+    """The artifact in the folder of a GGUF file, when it was made from that file and can be read."""
+    if not is_artifact(path.parent):
+        return None
+    try:
+        artifact = Artifact.open(path.parent)
+        source = artifact.manifest.source
+        if source.name != path.name:
+            return None  # another model of the same folder
+        status = path.stat()
+        if status.st_size != source.num_bytes or (
+            status.st_mtime_ns != source.modified_ns and _describe(path).sha256 != source.sha256
+        ):
+            _log.warning("packed weights beside %s belong to another version of it and are not used", path)
+            return None
+        return _ArtifactContent(artifact, path)
+    except (FormatError, UnsupportedError) as error:
+        _log.warning("packed weights beside %s are not used: %s", path, error)
+        return None
+
+
+def _describe(path: Path) -> SourceFile:
+    """Name, sha256, size and time of a file; reads all of it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        status = path.stat()
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return SourceFile(path.name, digest.hexdigest(), status.st_size, status.st_mtime_ns)

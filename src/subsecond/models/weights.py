@@ -1,0 +1,62 @@
+"""Named weights as a model file stores them; who computes with them, and in which layout, is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subsecond.core.errors import FormatError
+from subsecond.formats.gguf import GgufFile
+from subsecond.formats.gguf_types import TensorType, dequantize
+
+
+class WeightSource(Protocol):
+    """Gives weights by name. A name that it does not have is a FormatError."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight, (out, in) or (length,)."""
+
+    def type_of(self, name: str) -> TensorType:
+        """How the weight is stored."""
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of the weight, read-only, row after row."""
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """The weight as float32 in its shape."""
+
+
+class GgufWeights:
+    """The tensors of a GGUF file; bytes are read from the mapped file when asked for. Implements `WeightSource`."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self._shapes = MappingProxyType({name: tuple(tensor.shape) for name, tensor in file.tensors.items()})
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, (out, in) or (length,)."""
+        return self._shapes
+
+    def type_of(self, name: str) -> TensorType:
+        """The tensor's GGUF type."""
+        self._check(name)
+        return self._file.tensors[name].type
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes, a view of the mapped file."""
+        self._check(name)
+        return self._file.raw(name)
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """The tensor as float32 in its shape."""
+        return dequantize(self.type_of(name), self.raw(name), self._shapes[name])
+
+    def _check(self, name: str) -> None:
+        if name not in self._shapes:
+            raise FormatError(f"the model file has no tensor {name!r}")
