@@ -1,0 +1,310 @@
+// Linear layers in bf16 arithmetic: weights are unpacked to bfloat16 tiles in cache and multiplied by TDPBF16PS.
+//
+// out[n, row] = sum over tiles t of W[n, 32 t ..] . X[row, 32 t ..], summed in order of t, whatever the number of rows.
+// The weights are the row operand (16 outputs x 32 inputs), since a stored row of codes unpacks to a row of a tile; the
+// activations are the column operand, packed [row tile][t][16 input pairs][rows][2]. With one row the column operand is
+// one column wide and a step reads 64 bytes of activations.
+//
+// Bound at one row: bytes of weights from memory, then the vector work of unpacking (see unpack.inl.h).
+
+#include "amx.h"
+
+namespace subsecond::amx {
+namespace {
+
+#include "../avx512/vector.inl.h"
+
+#include "../elementwise.inl.h"
+
+#include "unpack.inl.h"
+
+constexpr int kTileBytes = 1024;   // an unpacked weight tile
+constexpr int kTileValues = 512;
+constexpr int kPanels = 4;         // of a unit
+constexpr int kStreamSlots = 2;    // unpacked tiles a panel keeps while streaming: one being written, one being read
+constexpr int kStreamRowTiles = 2; // up to this many row tiles, unpacking and multiplying alternate tile by tile
+
+// Rows of a row tile: all sixteen, or fewer where one tile holds the whole step.
+int64_t tile_rows(int64_t num_rows) { return num_rows < 16 ? num_rows : 16; }
+
+// The operands of one unit of work.
+struct Operands {
+  const uint8_t* panels[kPanels];
+  const uint8_t* packed;  // activations of the first row tile
+  int64_t num_tiles;      // along the inputs
+  int64_t column_bytes;   // 4 * tile_rows
+
+  int64_t tile_bytes() const { return 16 * column_bytes; }
+  int64_t row_tile_bytes() const { return num_tiles * tile_bytes(); }
+};
+
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// Sums to memory, four of [16 outputs][16 rows], or of [16 outputs] alone when a tile is one column wide.
+inline void store_sums(float* sums, int64_t column_bytes) {
+  const int64_t stride = column_bytes == 4 ? 4 : 64;
+  _tile_stored(0, sums, stride);
+  _tile_stored(1, sums + 256, stride);
+  _tile_stored(2, sums + 512, stride);
+  _tile_stored(3, sums + 768, stride);
+}
+
+// Four panels by one row tile: sums of panel p in tile p.
+inline void multiply_4x1(const uint16_t* weights, const uint8_t* x, int64_t stride) {
+  _tile_loadd(6, x, stride);
+  _tile_loadd(4, weights, 64);
+  _tile_loadd(5, weights + kTileValues, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 5, 6);
+  _tile_loadd(4, weights + 2 * kTileValues, 64);
+  _tile_loadd(5, weights + 3 * kTileValues, 64);
+  _tile_dpbf16ps(2, 4, 6);
+  _tile_dpbf16ps(3, 5, 6);
+}
+
+// Two panels by two row tiles: sums of panel p and row tile t in tile 2 p + t.
+inline void multiply_2x2(const uint16_t* first, const uint16_t* second, const uint8_t* x, int64_t row_tile_bytes, int64_t stride) {
+  _tile_loadd(4, first, 64);
+  _tile_loadd(5, second, 64);
+  _tile_loadd(6, x, stride);
+  _tile_loadd(7, x + row_tile_bytes, stride);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+// Up to sixteen rows: unpack tile t + 1 of four panels while tile t is multiplied; the weights pass through a small ring
+// in the first-level cache.
+template <Format F>
+void stream_4x1(const Operands& o, uint16_t* ring, float* sums) {
+  const auto slot = [ring](int64_t t) { return ring + t % kStreamSlots * kPanels * kTileValues; };
+  zero_sums();
+  for (int p = 0; p < kPanels; ++p) unpack_tile<F>(o.panels[p], 0, slot(0) + p * kTileValues);
+  for (int64_t t = 0; t < o.num_tiles; ++t) {
+    if (t + 1 < o.num_tiles)
+      for (int p = 0; p < kPanels; ++p) unpack_tile<F>(o.panels[p], t + 1, slot(t + 1) + p * kTileValues);
+    multiply_4x1(slot(t), o.packed + t * o.tile_bytes(), o.column_bytes);
+  }
+  store_sums(sums, o.column_bytes);
+}
+
+// Up to thirty-two rows: the same for two panels, panels[first] and panels[first + 1].
+template <Format F>
+void stream_2x2(const Operands& o, int first, uint16_t* ring, float* sums) {
+  const auto slot = [ring](int64_t t) { return ring + t % kStreamSlots * kPanels * kTileValues; };
+  zero_sums();
+  for (int p = 0; p < 2; ++p) unpack_tile<F>(o.panels[first + p], 0, slot(0) + p * kTileValues);
+  for (int64_t t = 0; t < o.num_tiles; ++t) {
+    if (t + 1 < o.num_tiles)
+      for (int p = 0; p < 2; ++p) unpack_tile<F>(o.panels[first + p], t + 1, slot(t + 1) + p * kTileValues);
+    multiply_2x2(slot(t), slot(t) + kTileValues, o.packed + t * o.tile_bytes(), o.row_tile_bytes(), o.column_bytes);
+  }
+  store_sums(sums, o.column_bytes);
+}
+
+// Many rows: two panels were unpacked in full, [panel][t].
+void multiply_unpacked(const Operands& o, const uint16_t* weights, int64_t row_tile, float* sums) {
+  const uint16_t* second = weights + o.num_tiles * kTileValues;
+  const uint8_t* x = o.packed + row_tile * o.row_tile_bytes();
+  zero_sums();
+  for (int64_t t = 0; t < o.num_tiles; ++t)
+    multiply_2x2(weights + t * kTileValues, second + t * kTileValues, x + t * o.tile_bytes(), o.row_tile_bytes(), o.column_bytes);
+  store_sums(sums, o.column_bytes);
+}
+
+template <Format F>
+void unpack_panel(const uint8_t* panel, int64_t num_tiles, uint16_t* out) {
+  for (int64_t t = 0; t < num_tiles; ++t) unpack_tile<F>(panel, t, out + t * kTileValues);
+}
+
+struct FormatKernels {
+  void (*stream_4x1)(const Operands&, uint16_t*, float*);
+  void (*stream_2x2)(const Operands&, int, uint16_t*, float*);
+  void (*unpack)(const uint8_t*, int64_t, uint16_t*);
+};
+
+template <Format F>
+constexpr FormatKernels kernels_for() {
+  return {stream_4x1<F>, stream_2x2<F>, unpack_panel<F>};
+}
+
+constexpr FormatKernels kFormatKernels[] = {
+    kernels_for<Format::kF32>(),  kernels_for<Format::kF16>(),  kernels_for<Format::kBF16>(),
+    kernels_for<Format::kQ4_0>(), kernels_for<Format::kQ4_1>(), kernels_for<Format::kQ5_0>(),
+    kernels_for<Format::kQ8_0>(), kernels_for<Format::kQ4_K>(), kernels_for<Format::kQ6_K>(),
+};
+
+inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[static_cast<int>(format)]; }
+
+// Transpose 16 x 16 words of 32 bits in registers.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+inline void transpose_in_place(float* sums) {
+  __m512i r[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(sums + 16 * i);
+  transpose(r);
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(sums + 16 * i, r[i]);
+}
+
+// The panels of a unit in the order of the sums: with partners, gate panels at even places and up panels at odd ones.
+struct Unit {
+  UnitPanels work;
+  bool is_gated;
+
+  int num_places() const { return is_gated ? 2 * work.num_panels : work.num_panels; }
+  int weight(int place) const { return is_gated ? place % 2 : work.weight; }
+  int64_t panel(int place) const { return work.panels[is_gated ? place / 2 : place]; }
+};
+
+// Finish the sums of one place and row tile: sums [16 outputs][rows], `up` those of the partner.
+void write_panel(const LinearArgs& args, const Unit& unit, int place, int64_t row_tile, float* sums, float* up) {
+  if (args.num_rows > 1) {
+    transpose_in_place(sums);
+    if (up) transpose_in_place(up);
+  }
+  const int64_t first = row_tile * 16, column = unit.panel(place) * kPanelOutputs;
+  const int64_t count = args.num_rows - first < 16 ? args.num_rows - first : 16;
+  for (int64_t r = 0; r < count; ++r)
+    write_outputs(args, unit.weight(place), first + r, column, unit.work.column_offset + column, sums + 16 * r,
+                  up ? up + 16 * r : nullptr);
+}
+
+// Two places by two row tiles, as multiply_2x2 leaves them.
+void write_2x2(const LinearArgs& args, const Unit& unit, int place, int64_t row_tile, float* sums) {
+  for (int t = 0; t < 2 && (row_tile + t) * 16 < args.num_rows; ++t) {
+    if (unit.is_gated) {
+      write_panel(args, unit, place, row_tile + t, sums + 256 * t, sums + 512 + 256 * t);
+      continue;
+    }
+    for (int p = 0; p < 2 && place + p < unit.num_places(); ++p)
+      write_panel(args, unit, place + p, row_tile + t, sums + 512 * p + 256 * t, nullptr);
+  }
+}
+
+void linear_unit(const LinearArgs& args, const Unit& unit, uint8_t* scratch) {
+  alignas(64) float sums[1024];
+  uint16_t* unpacked = reinterpret_cast<uint16_t*>(scratch);
+  const int64_t num_row_tiles = (args.num_rows + 15) / 16;
+  const int num_places = unit.num_places();
+  const auto weight = [&](int place) -> const PackedWeight& { return args.weights[unit.weight(place)]; };
+  Operands o{};
+  o.packed = args.packed;
+  o.num_tiles = weight(0).num_tiles();
+  o.column_bytes = 4 * tile_rows(args.num_rows);
+  for (int i = 0; i < kPanels; ++i) {
+    const int place = i < num_places ? i : num_places - 1;  // a missing panel repeats the last one; its sums are dropped
+    o.panels[i] = weight(place).data + unit.panel(place) * weight(place).panel_bytes();
+  }
+  const Format format = weight(0).format;
+  const bool is_streamed = num_row_tiles <= kStreamRowTiles && (!unit.is_gated || weight(1).format == format);
+  if (is_streamed && num_row_tiles == 1) {
+    kernels_of(format).stream_4x1(o, unpacked, sums);
+    const int step = unit.is_gated ? 2 : 1;
+    for (int place = 0; place < num_places; place += step)
+      write_panel(args, unit, place, 0, sums + 256 * place, unit.is_gated ? sums + 256 * (place + 1) : nullptr);
+    return;
+  }
+  for (int place = 0; place < num_places; place += 2) {
+    if (is_streamed) {
+      kernels_of(format).stream_2x2(o, place, unpacked, sums);
+      write_2x2(args, unit, place, 0, sums);
+      continue;
+    }
+    const int second = place + 1 < num_places ? place + 1 : place;
+    kernels_of(weight(place).format).unpack(o.panels[place], o.num_tiles, unpacked);
+    kernels_of(weight(second).format).unpack(o.panels[place + 1], o.num_tiles, unpacked + o.num_tiles * kTileValues);
+    for (int64_t row_tile = 0; row_tile < num_row_tiles; row_tile += 2) {
+      multiply_unpacked(o, unpacked, row_tile, sums);
+      write_2x2(args, unit, place, row_tile, sums);
+    }
+  }
+}
+
+inline __m512i pack_32(const float* x, int64_t left, const float* norm_weight, V factor) {
+  V low = left > 0 ? load_lanes(x, left) : V::set1(0.0f);
+  V high = left > 16 ? load_lanes(x + 16, left - 16) : V::set1(0.0f);
+  if (norm_weight) {
+    if (left > 0) low = V::mul(V::mul(low, factor), load_lanes(norm_weight, left));
+    if (left > 16) high = V::mul(V::mul(high, factor), load_lanes(norm_weight + 16, left - 16));
+  }
+  return round_pair(low.v, high.v);
+}
+
+}  // namespace
+
+int64_t activation_bytes(int64_t num_rows, int64_t width) {
+  // An even number of row tiles when there are several: they are multiplied in pairs, the sums of a missing one dropped.
+  const int64_t num_row_tiles = num_rows <= 16 ? 1 : (num_rows + 31) / 32 * 2;
+  return num_row_tiles * tile_rows(num_rows) * padded_width(width) * 2;
+}
+
+int64_t linear_scratch_bytes(int64_t max_inputs) {
+  const int64_t unpacked = 2 * padded_width(max_inputs) / kTileInputs * kTileBytes;
+  const int64_t ring = kPanels * kStreamSlots * kTileBytes;
+  return unpacked > ring ? unpacked : ring;
+}
+
+void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
+  const int64_t rows = tile_rows(args.num_rows), num_tiles = padded_width(args.width) / kTileInputs;
+  for (int64_t group = begin; group < end; ++group) {
+    uint8_t* out = args.packed + group * num_tiles * 64 * rows;
+    const int64_t first = group * 16, count = args.num_rows - first < 16 ? args.num_rows - first : 16;
+    float factors[16];
+    for (int64_t r = 0; r < count; ++r)
+      factors[r] = args.norm_weight ? norm_factor(args.input.row(first + r), args.width, args.norm_eps) : 1.0f;
+    for (int64_t t = 0; t < num_tiles; ++t, out += 64 * rows) {
+      const int64_t k = t * kTileInputs, left = args.width - k;
+      const float* norm = args.norm_weight ? args.norm_weight + k : nullptr;
+      __m512i r[16];
+      for (int64_t i = 0; i < 16; ++i)
+        r[i] = i < count ? pack_32(args.input.row(first + i) + k, left, norm, V::set1(factors[i])) : _mm512_setzero_si512();
+      if (rows == 1) {
+        _mm512_storeu_si512(out, r[0]);
+        continue;
+      }
+      transpose(r);
+      for (int i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(out + i * 4 * rows, V::lanes(static_cast<int>(rows)), r[i]);
+    }
+  }
+}
+
+void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
+  TileConfig config;
+  const int columns = static_cast<int>(4 * tile_rows(args.num_rows));
+  for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, tile == 4 || tile == 5 ? 64 : columns);
+  load_tile_config(config);
+  for (int64_t unit = begin; unit < end; ++unit) linear_unit(args, {unit_panels(args, unit), args.is_gated}, scratch);
+  _tile_release();
+}
+
+}  // namespace subsecond::amx

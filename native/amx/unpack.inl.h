@@ -1,0 +1,182 @@
+// Packed tiles to bfloat16 [16 outputs][32 inputs], the operand that one TDPBF16PS reads; included by amx/linear.cpp.
+//
+// Four- and five-bit codes become a table look-up: the sixteen (32) values d q + m of a row's block are computed once,
+// rounded to bfloat16, and VPERMW picks one for each code. That is 5.5 vector operations for 32 weights where conversion
+// of every code would take nine.
+
+constexpr int kPrefetchBytes = 2048;  // ahead of the tile being unpacked, in the same stream
+
+template <Format F>
+struct Layout;
+template <>
+struct Layout<Format::kF32> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 2048;
+};
+template <>
+struct Layout<Format::kF16> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 1024;
+};
+template <>
+struct Layout<Format::kBF16> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 1024;
+};
+template <>
+struct Layout<Format::kQ4_0> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 288;
+};
+template <>
+struct Layout<Format::kQ4_1> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 320;
+};
+template <>
+struct Layout<Format::kQ5_0> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 352;
+};
+template <>
+struct Layout<Format::kQ8_0> {
+  static constexpr int tiles_per_super = 1, header = 0, tile = 544;
+};
+template <>
+struct Layout<Format::kQ4_K> {
+  static constexpr int tiles_per_super = 8, header = 64, tile = 288;
+};
+template <>
+struct Layout<Format::kQ6_K> {
+  static constexpr int tiles_per_super = 8, header = 64, tile = 416;
+};
+
+struct alignas(64) Scales {
+  float d[16];
+  float m[16];
+};
+
+inline __m512 halves(const uint8_t* p) { return _mm512_cvtph_ps(load32(p)); }
+
+inline __m512 signed_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p))); }
+
+inline __m512 unsigned_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(p))); }
+
+// The sixteen rows' d and m of a tile: w = d * code + m.
+template <Format F>
+inline void read_scales(const uint8_t* header, const uint8_t* tile, Scales& scales) {
+  __m512 d, m;
+  if constexpr (F == Format::kQ4_K) {
+    d = _mm512_mul_ps(halves(header), unsigned_bytes(tile));
+    m = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(halves(header + 32), unsigned_bytes(tile + 16)));
+  } else {
+    d = halves(tile);
+    if constexpr (F == Format::kQ4_1)
+      m = halves(tile + 32);
+    else
+      m = _mm512_mul_ps(d, _mm512_set1_ps(F == Format::kQ4_0 ? -8.0f : -16.0f));
+  }
+  _mm512_store_ps(scales.d, d);
+  _mm512_store_ps(scales.m, m);
+}
+
+inline void store_row(uint16_t* out, __m512i row) { _mm512_store_si512(out, row); }
+
+inline __m512i round_pair(__m512 low, __m512 high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// The packed words of a row, shifted so that the low four bits of word k are the code of input k.
+inline __m512i spread_nibbles(const uint8_t* codes) {
+  const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008, 0x0008000800080008,
+                                          0x0004000400040004, 0x0004000400040004, 0, 0);
+  return _mm512_srlv_epi16(_mm512_broadcast_i32x4(load16(codes)), shifts);
+}
+
+template <Format F>
+inline void unpack_nibbles(const uint8_t* codes, const Scales& scales, uint16_t* out) {
+  const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i low_bits = _mm512_set1_epi16(15), upper_table = _mm512_set1_epi16(16);
+#pragma GCC unroll 4
+  for (int n = 0; n < 16; n += 2) {
+    const __m512 first = _mm512_fmadd_ps(steps, _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
+    const __m512 second = _mm512_fmadd_ps(steps, _mm512_set1_ps(scales.d[n + 1]), _mm512_set1_ps(scales.m[n + 1]));
+    const __m512i table = round_pair(first, second);
+    const __m512i even = _mm512_and_si512(spread_nibbles(codes + 16 * n), low_bits);
+    // (codes & 15) | 16
+    const __m512i odd = _mm512_ternarylogic_epi32(spread_nibbles(codes + 16 * n + 16), low_bits, upper_table, 0xea);
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(even, table));
+    store_row(out + 32 * n + 32, _mm512_permutexvar_epi16(odd, table));
+  }
+}
+
+inline void unpack_five_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
+  const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512 upper_steps = _mm512_add_ps(steps, _mm512_set1_ps(16.0f));
+  const __m512i low_bits = _mm512_set1_epi16(15);
+#pragma GCC unroll 4
+  for (int n = 0; n < 16; ++n) {
+    const __m512 d = _mm512_set1_ps(scales.d[n]), m = _mm512_set1_ps(scales.m[n]);
+    const __m512i table = round_pair(_mm512_fmadd_ps(steps, d, m), _mm512_fmadd_ps(upper_steps, d, m));
+    uint32_t high;
+    __builtin_memcpy(&high, tile + 32 + 4 * n, 4);
+    __m512i codes = _mm512_and_si512(spread_nibbles(tile + 96 + 16 * n), low_bits);
+    codes = _mm512_mask_add_epi16(codes, high, codes, _mm512_set1_epi16(16));
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(codes, table));
+  }
+}
+
+inline void unpack_six_bits(const uint8_t* header, const uint8_t* tile, uint16_t* out) {
+  Scales scales;  // d and m hold the scales of inputs 0..15 and 16..31 here
+  _mm512_store_ps(scales.d, _mm512_mul_ps(halves(header), signed_bytes(tile)));
+  _mm512_store_ps(scales.m, _mm512_mul_ps(halves(header), signed_bytes(tile + 16)));
+  for (int n = 0; n < 16; ++n) {
+    const V low = codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, 0);
+    const V high = codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, 1);
+    store_row(out + 32 * n, round_pair(_mm512_mul_ps(low.v, _mm512_set1_ps(scales.d[n])),
+                                       _mm512_mul_ps(high.v, _mm512_set1_ps(scales.m[n]))));
+  }
+}
+
+inline void unpack_bytes(const uint8_t* tile, uint16_t* out) {
+  alignas(64) float d[16];
+  _mm512_store_ps(d, halves(tile));
+#pragma GCC unroll 4
+  for (int n = 0; n < 16; ++n) {
+    const __m512 scale = _mm512_set1_ps(d[n]);
+    const __m512 low = _mm512_mul_ps(signed_bytes(tile + 32 + 32 * n), scale);
+    const __m512 high = _mm512_mul_ps(signed_bytes(tile + 48 + 32 * n), scale);
+    store_row(out + 32 * n, round_pair(low, high));
+  }
+}
+
+inline void unpack_plain(Format format, const uint8_t* tile, uint16_t* out) {
+  for (int n = 0; n < 16; ++n) {
+    const uint8_t* row = tile + n * (format == Format::kF32 ? 128 : 64);
+    if (format == Format::kBF16) {
+      store_row(out + 32 * n, _mm512_loadu_si512(row));
+    } else if (format == Format::kF16) {
+      store_row(out + 32 * n, round_pair(halves(row), halves(row + 32)));
+    } else {
+      const float* values = reinterpret_cast<const float*>(row);
+      store_row(out + 32 * n, round_pair(_mm512_loadu_ps(values), _mm512_loadu_ps(values + 16)));
+    }
+  }
+}
+
+// Tile `t` of a panel into `out`.
+template <Format F>
+inline void unpack_tile(const uint8_t* panel, int64_t t, uint16_t* out) {
+  using L = Layout<F>;
+  const uint8_t* header = panel + t / L::tiles_per_super * (L::header + L::tiles_per_super * L::tile);
+  const uint8_t* tile = header + L::header + t % L::tiles_per_super * L::tile;
+  for (int i = 0; i < L::tile; i += 64) _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + i, _MM_HINT_T0);
+  if constexpr (F == Format::kQ8_0) {
+    unpack_bytes(tile, out);
+  } else if constexpr (F == Format::kQ6_K) {
+    unpack_six_bits(header, tile, out);
+  } else if constexpr (F == Format::kF32 || F == Format::kF16 || F == Format::kBF16) {
+    unpack_plain(F, tile, out);
+  } else {
+    Scales scales;
+    read_scales<F>(header, tile, scales);
+    if constexpr (F == Format::kQ5_0)
+      unpack_five_bits(tile, scales, out);
+    else
+      unpack_nibbles<F>(tile + (F == Format::kQ4_1 ? 64 : 32), scales, out);
+  }
+}

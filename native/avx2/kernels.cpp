@@ -1,0 +1,140 @@
+// Kernels for AVX2 with FMA and F16C: sixteen lanes are two registers.
+
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+namespace subsecond::avx2 {
+namespace {
+
+inline __m256i lane_mask(int n) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes);
+}
+
+inline __m128 fold(__m256 v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
+
+struct V {
+  __m256 low, high;
+
+  static V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static V load_n(const float* p, int n) {
+    return {_mm256_maskload_ps(p, lane_mask(n)), _mm256_maskload_ps(p + 8, lane_mask(n - 8))};
+  }
+  static void store(float* p, V v) {
+    _mm256_storeu_ps(p, v.low);
+    _mm256_storeu_ps(p + 8, v.high);
+  }
+  static void store_n(float* p, V v, int n) {
+    _mm256_maskstore_ps(p, lane_mask(n), v.low);
+    _mm256_maskstore_ps(p + 8, lane_mask(n - 8), v.high);
+  }
+  static V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static V add(V a, V b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+  static V sub(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+  static V mul(V a, V b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+  static V div(V a, V b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+  static V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)}; }
+  static V max(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+  static V min(V a, V b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+  static V round(V a) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.low, mode), _mm256_round_ps(a.high, mode)};
+  }
+  static __m256 pow2_half(__m256 n) {
+    const __m256i bits = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
+  }
+  static V pow2(V n) { return {pow2_half(n.low), pow2_half(n.high)}; }
+  static V keep_first(V v, int n, float other) {
+    const __m256 filler = _mm256_set1_ps(other);
+    return {_mm256_blendv_ps(filler, v.low, _mm256_castsi256_ps(lane_mask(n))),
+            _mm256_blendv_ps(filler, v.high, _mm256_castsi256_ps(lane_mask(n - 8)))};
+  }
+  static float sum(V v) {
+    const __m128 four = fold(_mm256_add_ps(v.low, v.high));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float largest(V v) {
+    const __m256 eight = _mm256_max_ps(v.low, v.high);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float first(V v) { return _mm256_cvtss_f32(v.low); }
+};
+
+inline float half_to_float(const uint8_t* p) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, p, 2);
+  return _cvtsh_ss(bits);
+}
+
+inline __m128i load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+
+inline V to_float(__m256i low, __m256i high) { return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)}; }
+
+inline V codes_f16(const uint8_t* p) { return {_mm256_cvtph_ps(load16(p)), _mm256_cvtph_ps(load16(p + 16))}; }
+
+inline __m256 widen_bf16(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
+
+inline V codes_bf16(const uint8_t* p) { return {widen_bf16(load16(p)), widen_bf16(load16(p + 16))}; }
+
+struct Codes {
+  __m256i low, high;
+};
+
+// Bits [shift, shift + width) and the next `width` of eight words: inputs 16 half .. 16 half + 15.
+inline Codes fields(__m256i words, int half, int width) {
+  const __m256i mask = _mm256_set1_epi32((1 << width) - 1);
+  const __m256i first = _mm256_srli_epi32(words, 2 * width * half);
+  return {_mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi32(first, width), mask)};
+}
+
+inline Codes nibbles(const uint8_t* p, int half) { return fields(_mm256_cvtepu16_epi32(load16(p)), half, 4); }
+
+inline V codes_u4(const uint8_t* p, int half) {
+  const Codes codes = nibbles(p, half);
+  return to_float(codes.low, codes.high);
+}
+
+inline __m256i fifth_bit(int byte) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i is_set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), bit), bit);
+  return _mm256_and_si256(is_set, _mm256_set1_epi32(16));
+}
+
+inline V codes_u5(const uint8_t* p, const uint8_t* high, int half) {
+  const Codes codes = nibbles(p, half);
+  return to_float(_mm256_or_si256(codes.low, fifth_bit(high[2 * half])),
+                  _mm256_or_si256(codes.high, fifth_bit(high[2 * half + 1])));
+}
+
+inline V codes_u6(const uint8_t* p, const uint8_t* high, int half) {
+  const Codes codes = nibbles(p, half);
+  const Codes pairs = fields(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))), half, 2);
+  const __m256i offset = _mm256_set1_epi32(32);
+  const __m256i low = _mm256_or_si256(codes.low, _mm256_slli_epi32(pairs.low, 4));
+  const __m256i top = _mm256_or_si256(codes.high, _mm256_slli_epi32(pairs.high, 4));
+  return to_float(_mm256_sub_epi32(low, offset), _mm256_sub_epi32(top, offset));
+}
+
+inline V codes_s8(const uint8_t* p) {
+  const __m128i v = load16(p);
+  return to_float(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
+}
+
+constexpr int kRowBlock = 2;
+constexpr int kColumnBlock = 2;
+
+#include "../f32_kernels.inl.h"
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table = make_kernels("avx2");
+  return table;
+}
+
+}  // namespace subsecond::avx2

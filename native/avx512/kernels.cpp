@@ -1,0 +1,24 @@
+// Kernels for AVX-512 (F, BW, VL, DQ): sixteen lanes are one register.
+
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+namespace subsecond::avx512 {
+namespace {
+
+#include "vector.inl.h"
+
+constexpr int kRowBlock = 4;
+constexpr int kColumnBlock = 4;
+
+#include "../f32_kernels.inl.h"
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table = make_kernels("avx512");
+  return table;
+}
+
+}  // namespace subsecond::avx512

@@ -1,0 +1,82 @@
+// Sixteen floats in one AVX-512 register, and the code readers; included inside a namespace by avx512 and amx kernels.
+
+struct V {
+  __m512 v;
+
+  static __mmask16 lanes(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1); }
+  static V load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static V load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
+  static void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
+  static void store_n(float* p, V a, int n) { _mm512_mask_storeu_ps(p, lanes(n), a.v); }
+  static V set1(float x) { return {_mm512_set1_ps(x)}; }
+  static V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
+  static V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  static V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
+  static V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  static V pow2(V n) {
+    const __m512i bits = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
+  }
+  static V keep_first(V a, int n, float other) { return {_mm512_mask_blend_ps(lanes(n), _mm512_set1_ps(other), a.v)}; }
+  static __m256 upper(__m512 a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)); }
+  static float sum(V a) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper(a.v));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float largest(V a) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), upper(a.v));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float first(V a) { return _mm512_cvtss_f32(a.v); }
+};
+
+inline float half_to_float(const uint8_t* p) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, p, 2);
+  return _cvtsh_ss(bits);
+}
+
+inline __m128i load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+
+inline __m256i load32(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+inline V codes_f16(const uint8_t* p) { return {_mm512_cvtph_ps(load32(p))}; }
+
+inline V codes_bf16(const uint8_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16))};
+}
+
+// Two neighbouring fields of `width` bits of eight words: inputs 16 half .. 16 half + 15.
+inline __m512i fields(__m256i words, int half, int width) {
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(words), words, 1);
+  const __m512i step = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(width), 1);
+  const __m512i shift = _mm512_add_epi32(step, _mm512_set1_epi32(2 * width * half));
+  return _mm512_and_si512(_mm512_srlv_epi32(both, shift), _mm512_set1_epi32((1 << width) - 1));
+}
+
+inline __m512i nibbles(const uint8_t* p, int half) { return fields(_mm256_cvtepu16_epi32(load16(p)), half, 4); }
+
+inline V codes_u4(const uint8_t* p, int half) { return {_mm512_cvtepi32_ps(nibbles(p, half))}; }
+
+inline V codes_u5(const uint8_t* p, const uint8_t* high, int half) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, high + 2 * half, 2);
+  const __m512i codes = nibbles(p, half);
+  return {_mm512_cvtepi32_ps(_mm512_mask_or_epi32(codes, bits, codes, _mm512_set1_epi32(16)))};
+}
+
+inline V codes_u6(const uint8_t* p, const uint8_t* high, int half) {
+  const __m512i pairs = fields(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))), half, 2);
+  const __m512i codes = _mm512_or_si512(nibbles(p, half), _mm512_slli_epi32(pairs, 4));
+  return {_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(32)))};
+}
+
+inline V codes_s8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p)))}; }

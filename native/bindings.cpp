@@ -1,0 +1,144 @@
+// The Python module: the machine, packed weights and memory; executor, kernels and sampler are in files beside this one.
+
+#include "bindings.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+
+#include "cpu_features.h"
+#include "packed_weight.h"
+#include "self_test.h"
+#include "thread_pool.h"
+
+namespace subsecond {
+namespace {
+
+Format checked_format(const std::string& name) {
+  const Format format = format_by_name(name.c_str());
+  if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
+  return format;
+}
+
+void check_shape(Format format, int64_t num_outputs, int64_t num_inputs) {
+  constexpr int64_t kLargest = int64_t{1} << 31;
+  if (num_outputs < 1 || num_inputs < 1 || num_outputs > kLargest || num_inputs > kLargest)
+    throw nb::value_error("a weight has 1 to 2^31 outputs and inputs");
+  if (num_inputs % format_info(format).block_elements != 0)
+    throw nb::value_error("the number of inputs is not a multiple of the block size of the format");
+}
+
+int64_t packed_size(const std::string& name, int64_t num_outputs, int64_t num_inputs) {
+  const Format format = checked_format(name);
+  check_shape(format, num_outputs, num_inputs);
+  return packed_bytes(format, num_outputs, num_inputs);
+}
+
+void pack_into(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& stored,
+               const nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& packed) {
+  const Format format = checked_format(name);
+  check_shape(format, num_outputs, num_inputs);
+  const FormatInfo& info = format_info(format);
+  if (static_cast<int64_t>(stored.shape(0)) != num_outputs * (num_inputs / info.block_elements) * info.block_bytes)
+    throw nb::value_error("the stored tensor has not the number of bytes that its shape asks for");
+  if (static_cast<int64_t>(packed.shape(0)) != packed_bytes(format, num_outputs, num_inputs))
+    throw nb::value_error("the packed buffer has not the size that packed_size gives");
+  nb::gil_scoped_release release;
+  pack_weight(format, num_outputs, num_inputs, stored.data(), packed.data());
+}
+
+nb::dict features() {
+  const CpuFeatures& f = cpu_features();
+  nb::dict d;
+  d["avx2"] = f.avx2;
+  d["avx_vnni"] = f.avx_vnni;
+  d["avx512"] = f.avx512;
+  d["avx512_fp16"] = f.avx512_fp16;
+  d["amx"] = f.amx;
+  return d;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->isa);
+  return names;
+}
+
+nb::list run_self_test(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa);
+  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  std::vector<SelfTestResult> results;
+  {
+    nb::gil_scoped_release release;
+    results = self_test(*kernels);
+  }
+  nb::list list;
+  for (const SelfTestResult& result : results)
+    list.append(nb::make_tuple(result.kernel, result.error, result.tolerance, result.has_passed()));
+  return list;
+}
+
+int64_t kv_head_bytes(const std::string& isa, int64_t head_dim) {
+  const Kernels* kernels = find_kernels(isa);
+  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  return kernels->head_bytes(head_dim);
+}
+
+// Read rate of each thread walking its share of a buffer in four streams, as the kernels do; best of `repeats`, GB/s.
+double measure_bandwidth(int num_threads, int64_t num_bytes, int repeats) {
+  if (num_threads < 1 || num_bytes < 1 << 16 || repeats < 1) throw nb::value_error("1+ threads, 64 KiB+, 1+ repeats");
+  nb::gil_scoped_release release;
+  Buffer buffer(static_cast<size_t>(num_bytes));
+  const int64_t words = num_bytes / 8 / num_threads / 4 * 4;
+  std::vector<uint64_t> sums(static_cast<size_t>(num_threads) * 8);
+  double best = 0.0;
+  for (int repeat = 0; repeat <= repeats; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    ThreadPool::instance().run(num_threads, [&](int thread, Barrier&) {
+      uint64_t* data = reinterpret_cast<uint64_t*>(buffer.data()) + thread * words;
+      const int64_t part = words / 4;
+      uint64_t sum[4] = {};
+      if (repeat == 0)  // touch the pages
+        for (int64_t i = 0; i < words; i += 64) data[i] = 1;
+      for (int64_t i = 0; i + 8 <= part; i += 8)
+        for (int s = 0; s < 4; ++s) {
+          __builtin_prefetch(data + s * part + i + 128);
+          for (int k = 0; k < 8; ++k) sum[s] += data[s * part + i + k];
+        }
+      sums[static_cast<size_t>(thread) * 8] = sum[0] + sum[1] + sum[2] + sum[3];
+    });
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    if (repeat > 0) best = std::max(best, static_cast<double>(num_bytes) / elapsed.count() / 1e9);
+  }
+  volatile uint64_t sink = sums[0];
+  static_cast<void>(sink);
+  return best;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.doc() = "Kernels, executor and sampler of subsecond in C++.";
+  module.def("cpu_features", &features, "Instruction sets that processor and operating system allow.");
+  module.def("available_isas", &isas, "Instruction sets with kernels that run here, best first.");
+  module.def("self_test", &run_self_test, nb::arg("isa"),
+             "Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).");
+  module.def("measure_bandwidth", &measure_bandwidth, nb::arg("num_threads"), nb::arg("num_bytes"), nb::arg("repeats") = 3,
+             "Memory read bandwidth in GB/s.");
+  module.def("packed_size", &packed_size, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
+             "Bytes of a packed weight.");
+  module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"), nb::arg("stored"),
+             nb::arg("packed"), "Reorder a stored tensor into its packed form.");
+  module.def(
+      "allocate", [](size_t num_bytes) { return as_array(Buffer(num_bytes)); }, nb::arg("num_bytes"),
+      "Zeroed uint8 array in huge pages where the system grants them.");
+  module.def("kv_head_bytes", &kv_head_bytes, nb::arg("isa"), nb::arg("head_dim"),
+             "Bytes of one key/value block of one head.");
+  module.attr("BLOCK_TOKENS") = kBlockTokens;
+  bind_executor(module);
+  bind_kernels(module);
+  bind_sampler(module);
+}
+
+}  // namespace subsecond

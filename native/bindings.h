@@ -1,0 +1,33 @@
+// The parts of the Python module; only files named bindings*.cpp know Python.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <string>
+#include <utility>
+
+#include "memory.h"
+
+namespace subsecond {
+
+namespace nb = nanobind;
+
+using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;  // rows may be apart, columns are not
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// A buffer as a uint8 array that owns it.
+inline nb::object as_array(Buffer&& buffer) {
+  auto* owned = new Buffer(std::move(buffer));
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<Buffer*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(owned->data(), {owned->size()}, owner));
+}
+
+void bind_sampler(nb::module_& module);
+void bind_kernels(nb::module_& module);
+void bind_executor(nb::module_& module);
+
+}  // namespace subsecond

@@ -1,0 +1,131 @@
+// Single kernels of any instruction set for the tests that compare them; the product runs them through the executor.
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings.h"
+#include "cpu_features.h"
+
+namespace subsecond {
+namespace {
+
+const Kernels& kernels_of(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa);
+  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  return *kernels;
+}
+
+Matrix matrix(const FloatRows& rows) {
+  if (rows.shape(1) > 1 && rows.stride(1) != 1) throw nb::value_error("the columns of a matrix must be adjacent");
+  return {rows.data(), rows.stride(0)};
+}
+
+struct Weight {
+  PackedWeight packed;
+};
+
+Weight make_weight(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& packed) {
+  const Format format = format_by_name(name.c_str());
+  if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
+  if (static_cast<int64_t>(packed.shape(0)) != packed_bytes(format, num_outputs, num_inputs))
+    throw nb::value_error("the packed weight has not the number of bytes that its shape asks for");
+  return {{format, num_outputs, num_inputs, packed.data()}};
+}
+
+void run_linear(const std::string& isa, const FloatRows& input, const std::vector<Weight>& weights, const nb::list& biases,
+                nb::object norm, float norm_eps, bool is_gated, nb::object residual, const FloatRows& output) {
+  const Kernels& kernels = kernels_of(isa);
+  std::vector<PackedWeight> packed;
+  std::vector<const float*> bias_data;
+  for (const Weight& weight : weights) packed.push_back(weight.packed);
+  for (nb::handle bias : biases) bias_data.push_back(bias.is_none() ? nullptr : nb::cast<Floats>(bias).data());
+  const auto num_rows = static_cast<int64_t>(input.shape(0)), width = static_cast<int64_t>(input.shape(1));
+  Buffer activations(static_cast<size_t>(kernels.activation_bytes(num_rows, width)));
+  Buffer scratch(static_cast<size_t>(kernels.scratch_bytes(width, 64)));
+  const float* norm_weight = norm.is_none() ? nullptr : nb::cast<Floats>(norm).data();
+  const PackArgs pack{matrix(input), num_rows, width, norm_weight, norm_eps, activations.data()};
+  kernels.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows);
+  const LinearArgs args{activations.data(), num_rows, packed.data(), bias_data.data(), static_cast<int>(packed.size()), is_gated,
+                        residual.is_none() ? Matrix{} : matrix(nb::cast<FloatRows>(residual)), matrix(output)};
+  kernels.linear(args, 0, linear_units(args), scratch.data());
+}
+
+// Rows of one sequence from position 0: all are stored, those from `first` on attend, `chunk` rows a call.
+void run_attention(const std::string& isa, const FloatRows& query, const FloatRows& key, const FloatRows& value,
+                   const Ints& blocks, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale,
+                   const Floats& cos_sin, int64_t rotary_dims, bool is_interleaved, int64_t first, int64_t chunk,
+                   const FloatRows& output) {
+  const Kernels& kernels = kernels_of(isa);
+  int64_t num_blocks = 0;
+  for (size_t i = 0; i < blocks.shape(0); ++i) num_blocks = std::max<int64_t>(num_blocks, blocks.data()[i] + 1);
+  Buffer cache(static_cast<size_t>(num_blocks * num_kv_heads * kernels.head_bytes(head_dim)));
+  Buffer scratch(static_cast<size_t>(kernels.scratch_bytes(64, head_dim)));
+  AttentionArgs args{};
+  args.query = matrix(query);
+  args.key = matrix(key);
+  args.value = matrix(value);
+  args.output = matrix(output);
+  args.cache = {cache.data(), kernels.head_bytes(head_dim)};
+  args.rotary = {cos_sin.data(), rotary_dims, is_interleaved};
+  args.num_heads = num_heads;
+  args.num_kv_heads = num_kv_heads;
+  args.head_dim = head_dim;
+  args.scale = scale;
+  const auto num_rows = static_cast<int64_t>(query.shape(0));
+  if (static_cast<int64_t>(blocks.shape(0)) * kBlockTokens < num_rows) throw nb::value_error("too few blocks");
+  const Span span{0, num_rows, 0, blocks.data()};
+  const int64_t step = std::min(chunk, kernels.attend_rows(num_heads / num_kv_heads));
+  for (int64_t head = 0; head < num_kv_heads; ++head) {
+    for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, scratch.data());
+    for (int64_t row = first; row < num_rows; row += step)
+      kernels.attend(args, span, row, std::min(row + step, num_rows), head, scratch.data());
+  }
+}
+
+void run_rms_norm(const std::string& isa, const FloatRows& input, const Floats& weight, float eps, const FloatRows& output) {
+  kernels_of(isa).rms_norm(matrix(input), matrix(output), static_cast<int64_t>(input.shape(1)), weight.data(), eps, 0,
+                           static_cast<int64_t>(input.shape(0)));
+}
+
+void run_rope(const std::string& isa, const FloatRows& input, const Floats& cos_sin, int64_t dims, bool is_interleaved,
+              int64_t head_dim, const Ints& positions, const FloatRows& output) {
+  kernels_of(isa).rope(matrix(input), matrix(output), {cos_sin.data(), dims, is_interleaved}, head_dim,
+                       static_cast<int64_t>(input.shape(1)) / head_dim, positions.data(), 0, static_cast<int64_t>(input.shape(0)));
+}
+
+void run_gated_silu(const std::string& isa, const FloatRows& gate, const FloatRows& up, const FloatRows& output) {
+  kernels_of(isa).gated_silu(matrix(gate), matrix(up), matrix(output), static_cast<int64_t>(gate.shape(1)), 0,
+                             static_cast<int64_t>(gate.shape(0)));
+}
+
+void run_add(const std::string& isa, const FloatRows& left, const FloatRows& right, const FloatRows& output) {
+  kernels_of(isa).add(matrix(left), matrix(right), matrix(output), static_cast<int64_t>(left.shape(1)), 0,
+                      static_cast<int64_t>(left.shape(0)));
+}
+
+void run_unpack(const std::string& isa, const Weight& weight, const FloatRows& output) {
+  const Matrix rows = matrix(output);
+  for (int64_t n = 0; n < weight.packed.num_outputs; ++n) kernels_of(isa).unpack_row(weight.packed, n, rows.row(n));
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& module) {
+  nb::module_ kernels = module.def_submodule("kernels", "Single kernels for tests; shapes are the caller's duty.");
+  nb::class_<Weight>(kernels, "Weight");
+  kernels.def("weight", &make_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"), nb::arg("packed"),
+              nb::keep_alive<0, 4>());
+  kernels.def("linear", &run_linear, nb::arg("isa"), nb::arg("input"), nb::arg("weights"), nb::arg("biases"),
+              nb::arg("norm").none(), nb::arg("norm_eps"), nb::arg("is_gated"), nb::arg("residual").none(), nb::arg("output"));
+  kernels.def("attention", &run_attention, nb::arg("isa"), nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("blocks"),
+              nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("cos_sin"),
+              nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"), nb::arg("output"));
+  kernels.def("rms_norm", &run_rms_norm, nb::arg("isa"), nb::arg("input"), nb::arg("weight"), nb::arg("eps"), nb::arg("output"));
+  kernels.def("rope", &run_rope, nb::arg("isa"), nb::arg("input"), nb::arg("cos_sin"), nb::arg("dims"), nb::arg("is_interleaved"),
+              nb::arg("head_dim"), nb::arg("positions"), nb::arg("output"));
+  kernels.def("gated_silu", &run_gated_silu, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("output"));
+  kernels.def("add", &run_add, nb::arg("isa"), nb::arg("left"), nb::arg("right"), nb::arg("output"));
+  kernels.def("unpack", &run_unpack, nb::arg("isa"), nb::arg("weight"), nb::arg("output"));
+}
+
+}  // namespace subsecond

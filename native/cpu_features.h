@@ -1,0 +1,27 @@
+// What this processor and its operating system allow; decides which kernels may run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace subsecond {
+
+struct CpuFeatures {
+  bool avx2 = false;      // AVX2, FMA, F16C, BMI2
+  bool avx_vnni = false;
+  bool avx512 = false;    // F, BW, VL, DQ, CD, VNNI, VBMI
+  bool avx512_fp16 = false;
+  bool amx = false;       // tiles with int8 and bf16, AVX512_BF16, and the permission of the kernel to use them
+};
+
+const CpuFeatures& cpu_features();
+
+// Kernel tables that may run here, best first; "scalar" is always the last.
+const std::vector<const Kernels*>& available_kernels();
+
+// The table of that instruction set, the best one for an empty name; null when it cannot run here or is unknown.
+const Kernels* find_kernels(const std::string& isa);
+
+}  // namespace subsecond

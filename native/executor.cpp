@@ -1,0 +1,240 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+namespace subsecond {
+namespace {
+
+constexpr int64_t kPrivateRows = 1;  // up to this many rows every thread packs activations for itself, saving a barrier
+constexpr int64_t kChunksPerThread = 8;
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+
+// What one thread sees of a step.
+struct Executor::Step {
+  const Batch& batch;
+  int thread;
+  Barrier& barrier;
+  uint8_t* scratch;
+  uint8_t* private_packed;
+  size_t next_counter = 0;
+
+  std::atomic<int64_t>* take_counter(std::vector<std::atomic<int64_t>>& counters) { return &counters[next_counter++]; }
+};
+
+namespace {
+
+// Hand out [0, total) in chunks to whichever thread asks next. Which thread runs a chunk never changes its result.
+template <class F>
+void share_work(std::atomic<int64_t>* counter, int64_t total, int64_t chunk, F&& run) {
+  for (;;) {
+    const int64_t begin = counter->fetch_add(chunk, std::memory_order_relaxed);
+    if (begin >= total) return;
+    run(begin, std::min(begin + chunk, total));
+  }
+}
+
+}  // namespace
+
+Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
+    : kernels_(kernels),
+      config_(config),
+      all_(static_cast<size_t>(config.all_floats * config.max_rows) * sizeof(float)),
+      cache_(static_cast<size_t>(config.num_layers * config.num_blocks * config.num_kv_heads * kernels.head_bytes(config.head_dim))) {}
+
+int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved) {
+  rotaries_.push_back({std::move(frequencies), is_interleaved, {}});
+  return static_cast<int>(rotaries_.size()) - 1;
+}
+
+void Executor::add_call(Call call) {
+  if (call.kind == Call::Kind::kLinear || call.kind == Call::Kind::kEmbed) max_inputs_ = std::max(max_inputs_, call.width);
+  if (call.kind == Call::Kind::kAttention) longest_group_ = call.num_heads / call.num_kv_heads;
+  calls_.push_back(std::move(call));
+  call_ns.push_back(0);
+  counters_ = std::vector<std::atomic<int64_t>>(2 * calls_.size());
+  packed_ = Buffer(static_cast<size_t>(kernels_.activation_bytes(config_.max_rows, max_inputs_)));
+  private_stride_ = round_up(kernels_.activation_bytes(kPrivateRows, max_inputs_), 4096);
+  scratch_stride_ = round_up(kernels_.scratch_bytes(max_inputs_, config_.head_dim), 4096) + private_stride_;
+  scratch_ = Buffer(static_cast<size_t>(scratch_stride_ * config_.num_threads));
+}
+
+void Executor::extend_rotary(int64_t num_positions) {
+  for (Rotary& rotary : rotaries_) {
+    const int64_t pairs = static_cast<int64_t>(rotary.frequencies.size());
+    const int64_t known = static_cast<int64_t>(rotary.cos_sin.size()) / (2 * pairs);
+    if (known >= num_positions) continue;
+    const int64_t wanted = std::max<int64_t>(num_positions, std::max<int64_t>(256, 2 * known));
+    rotary.cos_sin.resize(static_cast<size_t>(wanted * 2 * pairs));
+    for (int64_t p = known; p < wanted; ++p)
+      for (int64_t i = 0; i < pairs; ++i) {
+        const double angle = static_cast<double>(p) * rotary.frequencies[static_cast<size_t>(i)];
+        float* pair = rotary.cos_sin.data() + (p * pairs + i) * 2;
+        pair[0] = static_cast<float>(std::cos(angle));
+        pair[1] = static_cast<float>(std::sin(angle));
+      }
+  }
+}
+
+void Executor::prepare(const Batch& batch) {
+  spans_.clear();
+  stores_.clear();
+  attends_.clear();
+  const int64_t attend_rows = kernels_.attend_rows(longest_group_);
+  int64_t last_position = 0;
+  for (int64_t row = 0; row < batch.num_rows;) {
+    int64_t end = row + 1;
+    while (end < batch.num_rows && batch.row_sequence[end] == batch.row_sequence[row]) ++end;
+    const auto span = static_cast<int32_t>(spans_.size());
+    spans_.push_back({row, end, batch.positions[row], batch.block_tables + batch.row_sequence[row] * batch.blocks_per_sequence});
+    last_position = std::max<int64_t>(last_position, batch.positions[end - 1]);
+    for (int64_t begin = row; begin < end;) {
+      const int64_t left = kBlockTokens - batch.positions[begin] % kBlockTokens;
+      const int64_t stop = std::min(end, begin + left);
+      stores_.push_back({span, static_cast<int32_t>(begin), static_cast<int32_t>(stop)});
+      begin = stop;
+    }
+    // Late rows attend to most positions: hand them out first, so that the threads finish together.
+    for (int64_t stop = end; stop > row; stop -= attend_rows)
+      attends_.push_back({span, static_cast<int32_t>(std::max(row, stop - attend_rows)), static_cast<int32_t>(stop)});
+    row = end;
+  }
+  extend_rotary(last_position + 1);
+  for (auto& counter : counters_) counter.store(0, std::memory_order_relaxed);
+  const auto selected_bytes = static_cast<size_t>(batch.num_selected) * sizeof(float);
+  if (selected_.size() < selected_bytes * static_cast<size_t>(config_.selected_floats))
+    selected_ = Buffer(selected_bytes * static_cast<size_t>(config_.selected_floats));
+}
+
+int64_t Executor::rows_of(const Operand& operand, const Batch& batch) const {
+  return operand.arena == Operand::Arena::kAll ? batch.num_rows : batch.num_selected;
+}
+
+Matrix Executor::locate(const Operand& operand, const Batch& batch) const {
+  if (operand.offset < 0) return {};
+  const Buffer& arena = operand.arena == Operand::Arena::kAll ? all_ : selected_;
+  return {arena.floats() + operand.offset * rows_of(operand, batch) + operand.column, operand.stride};
+}
+
+void Executor::run_linear(const Call& call, Step& step) {
+  const int64_t num_rows = rows_of(call.inputs[0], step.batch);
+  auto* pack_counter = step.take_counter(counters_);
+  auto* unit_counter = step.take_counter(counters_);
+  if (num_rows == 0) return;
+  const bool is_private = num_rows <= kPrivateRows;
+  const PackArgs pack{locate(call.inputs[0], step.batch), num_rows,      call.width, call.norm_weight,
+                      call.norm_eps, is_private ? step.private_packed : packed_.data()};
+  const int64_t num_groups = (num_rows + kGroupRows - 1) / kGroupRows;
+  if (is_private) {
+    kernels_.pack_rows(pack, 0, num_groups);
+  } else {
+    share_work(pack_counter, num_groups, 1, [&](int64_t begin, int64_t end) { kernels_.pack_rows(pack, begin, end); });
+    step.barrier.wait();
+  }
+  const LinearArgs args{pack.packed,     num_rows, call.weights.data(), call.biases.data(), static_cast<int>(call.weights.size()),
+                        call.is_gated, locate(call.residual, step.batch), locate(call.output, step.batch)};
+  const int64_t num_units = linear_units(args);
+  const int64_t chunk = std::max<int64_t>(1, num_units / (config_.num_threads * kChunksPerThread));
+  share_work(unit_counter, num_units, chunk,
+             [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end, step.scratch); });
+}
+
+AttentionArgs Executor::attention_args(const Call& call, const Batch& batch) const {
+  AttentionArgs args{};
+  args.query = locate(call.inputs[0], batch);
+  args.key = locate(call.inputs[1], batch);
+  args.value = locate(call.inputs[2], batch);
+  args.output = locate(call.output, batch);
+  const int64_t head_bytes = kernels_.head_bytes(call.head_dim);
+  args.cache = {cache_.data() + call.layer * config_.num_blocks * config_.num_kv_heads * head_bytes, head_bytes};
+  if (call.rotary >= 0) {
+    const Rotary& rotary = rotaries_[static_cast<size_t>(call.rotary)];
+    args.rotary = {rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()), rotary.is_interleaved};
+  }
+  args.num_heads = call.num_heads;
+  args.num_kv_heads = call.num_kv_heads;
+  args.head_dim = call.head_dim;
+  args.scale = call.scale;
+  return args;
+}
+
+void Executor::run_attention(const Call& call, Step& step) {
+  const AttentionArgs args = attention_args(call, step.batch);
+  auto* store_counter = step.take_counter(counters_);
+  auto* attend_counter = step.take_counter(counters_);
+  const auto each_head = [&](const std::vector<Piece>& pieces, auto kernel) {
+    return [&, kernel](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const Piece& piece = pieces[static_cast<size_t>(item / call.num_kv_heads)];
+        const Span& span = spans_[static_cast<size_t>(piece.span)];
+        kernel(args, span, piece.begin, piece.end, item % call.num_kv_heads, step.scratch);
+      }
+    };
+  };
+  const auto num_stores = static_cast<int64_t>(stores_.size()) * call.num_kv_heads;
+  const auto num_attends = static_cast<int64_t>(attends_.size()) * call.num_kv_heads;
+  share_work(store_counter, num_stores, 1, each_head(stores_, kernels_.store_kv));
+  step.barrier.wait();
+  share_work(attend_counter, num_attends, 1, each_head(attends_, kernels_.attend));
+}
+
+void Executor::run_element_wise(const Call& call, Step& step) {
+  const Batch& batch = step.batch;
+  const int64_t num_rows = rows_of(call.output, batch);
+  auto* counter = step.take_counter(counters_);
+  step.take_counter(counters_);
+  const Matrix in = locate(call.inputs[0], batch), second = locate(call.inputs[1], batch), out = locate(call.output, batch);
+  share_work(counter, num_rows, 4, [&](int64_t begin, int64_t end) {
+    switch (call.kind) {
+      case Call::Kind::kEmbed:
+        for (int64_t r = begin; r < end; ++r) kernels_.unpack_row(call.weights[0], batch.token_ids[r], out.row(r));
+        return;
+      case Call::Kind::kRmsNorm:
+        return kernels_.rms_norm(in, out, call.width, call.norm_weight, call.norm_eps, begin, end);
+      case Call::Kind::kRope: {
+        const Rotary& rotary = rotaries_[static_cast<size_t>(call.rotary)];
+        const RotaryArgs args{rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()), rotary.is_interleaved};
+        return kernels_.rope(in, out, args, call.head_dim, call.width / call.head_dim, batch.positions, begin, end);
+      }
+      case Call::Kind::kGatedSilu:
+        return kernels_.gated_silu(in, second, out, call.width, begin, end);
+      case Call::Kind::kAdd:
+        return kernels_.add(in, second, out, call.width, begin, end);
+      default:
+        for (int64_t r = begin; r < end; ++r)
+          std::memcpy(out.row(r), in.row(batch.logits_rows[r]), static_cast<size_t>(call.width) * sizeof(float));
+    }
+  });
+}
+
+void Executor::run_call(const Call& call, Step& step) {
+  if (call.kind == Call::Kind::kLinear)
+    run_linear(call, step);
+  else if (call.kind == Call::Kind::kAttention)
+    run_attention(call, step);
+  else
+    run_element_wise(call, step);
+  step.barrier.wait();
+}
+
+const float* Executor::forward(const Batch& batch) {
+  prepare(batch);
+  const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
+  ThreadPool::instance().run(config_.num_threads, [&](int thread, Barrier& barrier) {
+    uint8_t* scratch = scratch_.data() + thread * scratch_stride_;
+    Step step{batch, thread, barrier, scratch, scratch + scratch_stride_ - private_stride_};
+    for (size_t i = 0; i < calls_.size(); ++i) {
+      const int64_t start = is_profiling && thread == 0 ? now() : 0;
+      run_call(calls_[i], step);
+      if (is_profiling && thread == 0) call_ns[i] += now() - start;
+    }
+  });
+  return locate(logits_, batch).data;
+}
+
+}  // namespace subsecond

@@ -1,0 +1,119 @@
+// Runs one segment of a plan: a flat list of kernel calls over an arena, all threads walking the list together.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "thread_pool.h"
+
+namespace subsecond {
+
+// Where a value lives: `offset` floats per row into the arena of all or of selected rows.
+struct Operand {
+  enum class Arena : int { kAll, kSelected };
+  Arena arena = Arena::kAll;
+  int64_t offset = 0;  // -1: absent
+  int64_t column = 0;  // first column of the value within its rows
+  int64_t stride = 0;  // floats from row to row
+};
+
+struct Call {
+  enum class Kind : int { kEmbed, kLinear, kRmsNorm, kRope, kAttention, kGatedSilu, kAdd, kSelectRows };
+  Kind kind = Kind::kEmbed;
+  Operand inputs[3];
+  Operand output;
+  Operand residual{Operand::Arena::kAll, -1, 0, 0};
+  int64_t width = 0;  // of the input (linear, norm) or the output (embed, element-wise)
+  std::vector<PackedWeight> weights;
+  std::vector<const float*> biases;
+  const float* norm_weight = nullptr;
+  float norm_eps = 0.0f;
+  bool is_gated = false;
+  int rotary = -1;
+  int64_t layer = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
+  float scale = 0.0f;
+};
+
+struct ExecutorConfig {
+  int num_threads = 1;
+  int64_t max_rows = 0;
+  int64_t vocab_size = 0;
+  int64_t all_floats = 0;       // arena floats per row
+  int64_t selected_floats = 0;  // the same for selected rows
+  int64_t num_layers = 0, num_blocks = 0, num_kv_heads = 0, head_dim = 0;
+};
+
+// The arrays of a ForwardBatch, checked by the caller.
+struct Batch {
+  const int32_t* token_ids;
+  const int32_t* positions;
+  const int32_t* row_sequence;
+  int64_t num_rows;
+  const int32_t* block_tables;
+  int64_t blocks_per_sequence;
+  const int32_t* logits_rows;
+  int64_t num_selected;
+};
+
+class Executor {
+ public:
+  Executor(const Kernels& kernels, const ExecutorConfig& config);
+
+  // `frequencies`: radians per position of each pair. Returns the index that calls refer to.
+  int add_rotary(std::vector<double> frequencies, bool is_interleaved);
+  void add_call(Call call);
+  void set_logits(const Operand& logits) { logits_ = logits; }
+
+  // Runs the calls; the logits [num_selected][vocab_size] stay valid until the next step.
+  const float* forward(const Batch& batch);
+
+  const Kernels& kernels() const { return kernels_; }
+  const ExecutorConfig& config() const { return config_; }
+  int64_t kv_bytes() const { return static_cast<int64_t>(cache_.size()); }
+  // Nanoseconds that thread 0 spent in each call since the last reset, for profiles; collected only when enabled.
+  std::vector<int64_t> call_ns;
+  bool is_profiling = false;
+
+ private:
+  struct Rotary {
+    std::vector<double> frequencies;
+    bool is_interleaved;
+    std::vector<float> cos_sin;
+  };
+  // A piece of rows of one span: stores stay within a block, attention within a tile.
+  struct Piece {
+    int32_t span;
+    int32_t begin, end;
+  };
+  struct Step;
+
+  void prepare(const Batch& batch);
+  void extend_rotary(int64_t num_positions);
+  Matrix locate(const Operand& operand, const Batch& batch) const;
+  int64_t rows_of(const Operand& operand, const Batch& batch) const;
+  void run_call(const Call& call, Step& step);
+  void run_linear(const Call& call, Step& step);
+  void run_attention(const Call& call, Step& step);
+  void run_element_wise(const Call& call, Step& step);
+  AttentionArgs attention_args(const Call& call, const Batch& batch) const;
+
+  const Kernels& kernels_;
+  ExecutorConfig config_;
+  std::vector<Call> calls_;
+  std::vector<Rotary> rotaries_;
+  Operand logits_;
+  int64_t max_inputs_ = 0;
+  int64_t longest_group_ = 1;
+
+  Buffer all_, selected_, packed_, scratch_, cache_;
+  int64_t scratch_stride_ = 0, private_stride_ = 0;
+  std::vector<Span> spans_;
+  std::vector<Piece> stores_, attends_;
+  std::vector<std::atomic<int64_t>> counters_;
+};
+
+}  // namespace subsecond

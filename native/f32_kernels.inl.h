@@ -1,0 +1,205 @@
+// Kernels of the f32 arithmetic, written once over a vector `V` of sixteen floats and compiled once per instruction set.
+//
+// The including file defines, in its own namespace, `V` with the operations used here, kRowBlock, kColumnBlock and the
+// code readers.
+
+#include "elementwise.inl.h"
+
+// --- element-wise operators -----------------------------------------------------------------------------------------
+
+static void rms_norm(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = input.row(row);
+    const V factor = V::set1(norm_factor(x, width, eps));
+    for (int64_t k = 0; k < width; k += 16) {
+      const V scaled = V::mul(load_lanes(x + k, width - k), factor);
+      store_lanes(output.row(row) + k, V::mul(scaled, load_lanes(weight + k, width - k)), width - k);
+    }
+  }
+}
+
+static void gated_silu(Matrix gate, Matrix up, Matrix output, int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t k = 0; k < width; k += 16) {
+      const V g = load_lanes(gate.row(row) + k, width - k), u = load_lanes(up.row(row) + k, width - k);
+      store_lanes(output.row(row) + k, silu_times(g, u), width - k);
+    }
+}
+
+static void add(Matrix left, Matrix right, Matrix output, int64_t width, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t k = 0; k < width; k += 16) {
+      const V l = load_lanes(left.row(row) + k, width - k), r = load_lanes(right.row(row) + k, width - k);
+      store_lanes(output.row(row) + k, V::add(l, r), width - k);
+    }
+}
+
+static void rope(Matrix input, Matrix output, const RotaryArgs& rotary, int64_t head_dim, int64_t num_heads,
+                 const int32_t* positions, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t h = 0; h < num_heads; ++h)
+      rotate_head(input.row(row) + h * head_dim, output.row(row) + h * head_dim, rotary, positions[row], head_dim);
+}
+
+// --- weights to float32 ---------------------------------------------------------------------------------------------
+
+struct TileScales {
+  float d[2][16];  // for inputs 0..15 and 16..31 of the tile
+  float m[16];
+};
+
+// Scale and offset of the sixteen rows of a tile: w = d * code + m.
+static inline void read_scales(Format format, const uint8_t* header, const uint8_t* tile, TileScales& scales) {
+  if (format >= Format::kQ4_K) {
+    const bool is_q4 = format == Format::kQ4_K;
+    for (int n = 0; n < 16; ++n) {
+      const float d = half_to_float(header + 2 * n);
+      scales.d[0][n] = d * (is_q4 ? static_cast<float>(tile[n]) : static_cast<float>(static_cast<int8_t>(tile[n])));
+      scales.d[1][n] = is_q4 ? scales.d[0][n] : d * static_cast<float>(static_cast<int8_t>(tile[16 + n]));
+      scales.m[n] = is_q4 ? -(half_to_float(header + 32 + 2 * n) * static_cast<float>(tile[16 + n])) : 0.0f;
+    }
+    return;
+  }
+  const float offset = format == Format::kQ4_0 ? -8.0f : format == Format::kQ5_0 ? -16.0f : 0.0f;
+  for (int n = 0; n < 16; ++n) {
+    const float d = half_to_float(tile + 2 * n);
+    scales.d[0][n] = scales.d[1][n] = d;
+    scales.m[n] = format == Format::kQ4_1 ? half_to_float(tile + 32 + 2 * n) : d * offset;
+  }
+}
+
+// The sixteen codes of row n from input 16 * half on, as floats; plain formats give the weights themselves.
+static inline V read_codes(Format format, const uint8_t* tile, int n, int half) {
+  switch (format) {
+    case Format::kF32: return V::load(reinterpret_cast<const float*>(tile) + 32 * n + 16 * half);
+    case Format::kF16: return codes_f16(tile + 64 * n + 32 * half);
+    case Format::kBF16: return codes_bf16(tile + 64 * n + 32 * half);
+    case Format::kQ4_0: return codes_u4(tile + 32 + 16 * n, half);
+    case Format::kQ4_1: return codes_u4(tile + 64 + 16 * n, half);
+    case Format::kQ5_0: return codes_u5(tile + 96 + 16 * n, tile + 32 + 4 * n, half);
+    case Format::kQ8_0: return codes_s8(tile + 32 + 32 * n + 16 * half);
+    case Format::kQ4_K: return codes_u4(tile + 32 + 16 * n, half);
+    default: return codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, half);
+  }
+}
+
+// Rows [begin, end) of a panel as float32 [end - begin][num_tiles * 32].
+static inline void unpack_rows(const PackedWeight& weight, int64_t panel, int begin, int end, float* output) {
+  const FormatInfo& info = format_info(weight.format);
+  const int64_t num_tiles = weight.num_tiles(), width = num_tiles * kTileInputs;
+  const uint8_t* super = weight.data + panel * weight.panel_bytes();
+  const bool is_plain = weight.format <= Format::kBF16;
+  TileScales scales;
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    const int64_t in_super = t % info.tiles_per_super;
+    const uint8_t* tile = super + info.header_bytes + in_super * info.tile_bytes;
+    if (!is_plain) read_scales(weight.format, super, tile, scales);
+    for (int n = begin; n < end; ++n)
+      for (int half = 0; half < 2; ++half) {
+        V v = read_codes(weight.format, tile, n, half);
+        if (!is_plain) v = V::fma(v, V::set1(scales.d[half][n]), V::set1(scales.m[n]));
+        V::store(output + (n - begin) * width + t * kTileInputs + 16 * half, v);
+      }
+    if (in_super == info.tiles_per_super - 1) super = tile + info.tile_bytes;
+  }
+}
+
+static void unpack_row(const PackedWeight& weight, int64_t index, float* output) {
+  const int64_t panel = index / kPanelOutputs;
+  const int n = static_cast<int>(index % kPanelOutputs);
+  if (weight.num_inputs % kTileInputs == 0) return unpack_rows(weight, panel, n, n + 1, output);
+  const int64_t bytes = weight.num_tiles() * kTileInputs * static_cast<int64_t>(sizeof(float));
+  float* padded = static_cast<float*>(__builtin_alloca(static_cast<size_t>(bytes)));
+  unpack_rows(weight, panel, n, n + 1, padded);
+  __builtin_memcpy(output, padded, static_cast<size_t>(weight.num_inputs) * sizeof(float));
+}
+
+// --- linear ---------------------------------------------------------------------------------------------------------
+
+static int64_t activation_bytes(int64_t num_rows, int64_t width) {
+  return num_rows * padded_width(width) * static_cast<int64_t>(sizeof(float));
+}
+
+static void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
+  const int64_t padded = padded_width(args.width);
+  const int64_t last = end * kGroupRows < args.num_rows ? end * kGroupRows : args.num_rows;
+  for (int64_t row = begin * kGroupRows; row < last; ++row) {
+    const float* x = args.input.row(row);
+    float* out = reinterpret_cast<float*>(args.packed) + row * padded;
+    const V factor = V::set1(args.norm_weight ? norm_factor(x, args.width, args.norm_eps) : 1.0f);
+    for (int64_t k = 0; k < padded; k += 16) {
+      const int64_t left = args.width - k;
+      V v = left > 0 ? load_lanes(x + k, left) : V::set1(0.0f);
+      if (args.norm_weight && left > 0) v = V::mul(V::mul(v, factor), load_lanes(args.norm_weight + k, left));
+      V::store(out + k, v);
+    }
+  }
+}
+
+// sums[r][c] = activations row r . weights row c, R rows by C columns at once.
+template <int R, int C>
+static inline void dot_block(const float* a, const float* w, int64_t width, float* sums) {
+  V acc[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = V::set1(0.0f);
+  for (int64_t k = 0; k < width; k += 16) {
+    V weight[C];
+    for (int c = 0; c < C; ++c) weight[c] = V::load(w + c * width + k);
+    for (int r = 0; r < R; ++r) {
+      const V x = V::load(a + r * width + k);
+      for (int c = 0; c < C; ++c) acc[r][c] = V::fma(x, weight[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sums[r * 16 + c] = V::sum(acc[r][c]);
+}
+
+template <int R>
+static inline void dot_panel(const float* a, const float* w, int64_t width, float* sums) {
+  for (int c = 0; c < 16; c += kColumnBlock) dot_block<R, kColumnBlock>(a, w + c * width, width, sums + c);
+}
+
+static void linear_panel(const LinearArgs& args, int weight, int64_t panel, int64_t column_offset, float* scratch) {
+  const int64_t width = args.weights[weight].num_tiles() * kTileInputs;
+  const int num_parts = args.is_gated ? 2 : 1;
+  const float* a = reinterpret_cast<const float*>(args.packed);
+  for (int part = 0; part < num_parts; ++part)
+    unpack_rows(args.weights[weight + part], panel, 0, 16, scratch + part * 16 * width);
+  float sums[2][kRowBlock * 16];
+  int64_t row = 0;
+  while (row < args.num_rows) {
+    const bool is_full = args.num_rows - row >= kRowBlock;
+    for (int part = 0; part < num_parts; ++part) {
+      const float* w = scratch + part * 16 * width;
+      if (is_full)
+        dot_panel<kRowBlock>(a + row * width, w, width, sums[part]);
+      else
+        dot_panel<1>(a + row * width, w, width, sums[part]);
+    }
+    const int64_t count = is_full ? kRowBlock : 1;
+    for (int64_t r = 0; r < count; ++r, ++row)
+      write_outputs(args, weight, row, panel * 16, column_offset + panel * 16, sums[0] + 16 * r,
+                    args.is_gated ? sums[1] + 16 * r : nullptr);
+  }
+}
+
+static void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const UnitPanels work = unit_panels(args, unit);
+    for (int i = 0; i < work.num_panels; ++i)
+      linear_panel(args, work.weight, work.panels[i], work.column_offset, reinterpret_cast<float*>(scratch));
+  }
+}
+
+#include "f32_attention.inl.h"
+
+static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
+  const int64_t panels = 2 * 16 * padded_width(max_inputs);
+  const int64_t heads = kHeadBlock * (2 * padded_width(head_dim) + kBlockTokens);
+  return (panels > heads ? panels : heads) * static_cast<int64_t>(sizeof(float));
+}
+
+static constexpr Kernels make_kernels(const char* isa) {
+  return Kernels{isa,       "f32",    "f32",    activation_bytes, scratch_bytes, head_bytes, pack_rows, linear,
+                 store_kv,  attend,   attend_rows, rms_norm,      rope,          gated_silu, add,       unpack_row};
+}

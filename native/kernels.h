@@ -1,0 +1,155 @@
+// The contract between the executor and the kernels of one instruction set: plain structs and function pointers.
+//
+// Two arithmetics. "f32": weights are expanded to float32 and every product is a float32 fused multiply-add; scalar,
+// AVX2 and AVX-512 give the same bits. "bf16": weights and activations are rounded to bfloat16, products are exact and
+// sums float32 (AMX). In both, a row of a result depends on nothing but that row's inputs, never on the number of rows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "packed_weight.h"
+
+namespace subsecond {
+
+constexpr int64_t kBlockTokens = 32;  // positions in a key/value block
+constexpr int64_t kGroupRows = 16;    // rows that pack_rows handles at once
+
+// A float32 matrix whose rows are `stride` floats apart.
+struct Matrix {
+  float* data = nullptr;
+  int64_t stride = 0;
+  float* row(int64_t r) const { return data + r * stride; }
+};
+
+struct PackArgs {
+  Matrix input;
+  int64_t num_rows;
+  int64_t width;
+  const float* norm_weight;  // null: no norm
+  float norm_eps;
+  uint8_t* packed;           // activation_bytes(num_rows, width)
+};
+
+struct LinearArgs {
+  const uint8_t* packed;  // activations from pack_rows
+  int64_t num_rows;
+  const PackedWeight* weights;
+  const float* const* biases;  // one a weight, null entries for none
+  int num_weights;
+  bool is_gated;  // weights are gate and up of equal shape; output = silu(gate) * up
+  Matrix residual;  // data null: none
+  Matrix output;
+};
+
+struct RotaryArgs {
+  const float* cos_sin;  // [positions][dims], cos of pair i at 2 i and sin at 2 i + 1
+  int64_t dims;          // 0: no rotation
+  bool is_interleaved;   // channels of pair i: 2 i, 2 i + 1; otherwise i, i + dims / 2
+};
+
+// Keys and values of one layer: block b, head h at data + (b * num_kv_heads + h) * head_bytes.
+struct LayerCache {
+  uint8_t* data;
+  int64_t head_bytes;
+};
+
+// The rows of one sequence in the step, [row_start, row_end), at consecutive positions from `position`.
+struct Span {
+  int64_t row_start;
+  int64_t row_end;
+  int64_t position;
+  const int32_t* blocks;
+};
+
+struct AttentionArgs {
+  Matrix query, key, value, output;
+  LayerCache cache;
+  RotaryArgs rotary;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  float scale;
+};
+
+struct Kernels {
+  const char* isa;
+  const char* arithmetic;
+  const char* kv_type;
+
+  // Bytes of the packed form of activations, and of the scratch memory that each thread needs for `linear` and `attend`.
+  int64_t (*activation_bytes)(int64_t num_rows, int64_t width);
+  int64_t (*scratch_bytes)(int64_t max_inputs, int64_t head_dim);
+  int64_t (*head_bytes)(int64_t head_dim);
+
+  // Normalize (optional) and pack row groups [begin, end), kGroupRows rows each.
+  void (*pack_rows)(const PackArgs&, int64_t begin, int64_t end);
+  // Units of work [begin, end) of a linear; see unit_panels.
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end, uint8_t* scratch);
+  // Rotate and store the keys and values of rows [begin, end) of a span, all in one block, for one head.
+  void (*store_kv)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch);
+  // Attend for rows [begin, end) of a span (at most attend_rows of them) and the query heads of one key/value head.
+  void (*attend)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch);
+  int64_t (*attend_rows)(int64_t heads_per_kv_head);
+
+  // Element-wise operators on rows [begin, end).
+  void (*rms_norm)(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin, int64_t end);
+  void (*rope)(Matrix input, Matrix output, const RotaryArgs&, int64_t head_dim, int64_t num_heads,
+               const int32_t* positions, int64_t begin, int64_t end);
+  void (*gated_silu)(Matrix gate, Matrix up, Matrix output, int64_t width, int64_t begin, int64_t end);
+  void (*add)(Matrix left, Matrix right, Matrix output, int64_t width, int64_t begin, int64_t end);
+  // Row `index` of a weight as float32[num_inputs].
+  void (*unpack_row)(const PackedWeight&, int64_t index, float* output);
+};
+
+// A unit of work in a linear: up to four panels that are read as parallel streams, each going on where the unit before
+// stopped, since a processor fetches from several places at once faster than from one (17 against 10 GB/s a thread on
+// 2 vCPUs of a Sapphire Rapids, 2026-11-22). Of a gated linear, the last two are the up projection's partners of the
+// first two.
+struct UnitPanels {
+  int weight = 0;                        // of panels[0]; the partners belong to weight 1
+  int num_panels = 0;                    // 1 to 4; with a partner each when gated: 1 or 2
+  int64_t panels[4] = {};
+  int64_t column_offset = 0;             // of the weight's first output
+};
+
+inline int64_t units_of(const PackedWeight& weight, int num_streams) {
+  return (weight.num_panels() + num_streams - 1) / num_streams;
+}
+
+// Units of work in a linear.
+inline int64_t linear_units(const LinearArgs& args) {
+  if (args.is_gated) return units_of(args.weights[0], 2);
+  int64_t units = 0;
+  for (int i = 0; i < args.num_weights; ++i) units += units_of(args.weights[i], 4);
+  return units;
+}
+
+inline UnitPanels unit_panels(const LinearArgs& args, int64_t unit) {
+  UnitPanels result;
+  const int num_streams = args.is_gated ? 2 : 4;
+  int64_t num_units = units_of(args.weights[0], num_streams);
+  while (unit >= num_units) {
+    unit -= num_units;
+    result.column_offset += args.weights[result.weight].num_outputs;
+    num_units = units_of(args.weights[++result.weight], num_streams);
+  }
+  for (int64_t panel = unit; panel < args.weights[result.weight].num_panels(); panel += num_units)
+    result.panels[result.num_panels++] = panel;
+  return result;
+}
+
+namespace scalar {
+const Kernels& kernels();
+}
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
+namespace amx {
+const Kernels& kernels();
+}
+
+}  // namespace subsecond

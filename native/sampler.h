@@ -1,0 +1,49 @@
+// Draws one token from each row of logits; knows nothing of Python, threads or where the logits came from.
+#pragma once
+
+#include <cstdint>
+
+namespace subsecond {
+
+// The fields of backends/batch.py SampleBatch as pointers; one entry a row unless the name says otherwise.
+// Ids must lie in [0, vocab_size), offsets must ascend from 0: the caller checks both.
+struct SampleInput {
+  const float* logits;  // [num_rows, vocab_size], left unchanged
+  int64_t num_rows;
+  int64_t vocab_size;
+  const float* temperature;
+  const int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const float* repetition_penalty;
+  const float* presence_penalty;
+  const float* frequency_penalty;
+  const uint64_t* seed;
+  const int32_t* sample_index;
+  const int32_t* position;
+  const int32_t* bias_offsets;  // [num_rows + 1]
+  const int32_t* bias_ids;
+  const float* bias_values;
+  const int32_t* history_offsets;  // [num_rows + 1]
+  const int32_t* history_ids;
+  const int32_t* history_counts;
+  int64_t num_logprobs;  // at most vocab_size
+};
+
+// token_ids and logprobs: [num_rows]; top_ids and top_logprobs: [num_rows, num_logprobs].
+struct SampleOutput {
+  int32_t* token_ids;
+  float* logprobs;
+  int32_t* top_ids;
+  float* top_logprobs;
+};
+
+// Draws every row. Returns -1, or the first row that has no distribution: its largest logit after bias and penalties
+// is not a finite number. Such a row gets token 0 with log-probability -inf. NaN logits count as -inf.
+int64_t sample(const SampleInput& input, const SampleOutput& output);
+
+// Draws one row, and nothing but that row decides the result; false when it has no distribution. Rows may be drawn
+// by different threads at once.
+bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& output);
+
+}  // namespace subsecond

@@ -1,0 +1,142 @@
+// Kernels in plain C++: the reference for every other instruction set, and the fall-back on any processor.
+
+#include "../kernels.h"
+
+namespace subsecond::scalar {
+namespace {
+
+struct V {
+  float lane[16];
+
+  template <class F>
+  static V each(F f) {
+    V v;
+    for (int i = 0; i < 16; ++i) v.lane[i] = f(i);
+    return v;
+  }
+  static V load(const float* p) {
+    return each([&](int i) { return p[i]; });
+  }
+  static V load_n(const float* p, int n) {
+    return each([&](int i) { return i < n ? p[i] : 0.0f; });
+  }
+  static void store(float* p, V v) { store_n(p, v, 16); }
+  static void store_n(float* p, V v, int n) {
+    for (int i = 0; i < n; ++i) p[i] = v.lane[i];
+  }
+  static V set1(float x) {
+    return each([&](int) { return x; });
+  }
+  static V add(V a, V b) {
+    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static V sub(V a, V b) {
+    return each([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static V mul(V a, V b) {
+    return each([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static V div(V a, V b) {
+    return each([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  static V fma(V a, V b, V c) {
+    return each([&](int i) { return __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]); });
+  }
+  // Of two equal or unordered values the second, as the vector instructions do.
+  static V max(V a, V b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static V min(V a, V b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static V round(V a) {
+    return each([&](int i) { return __builtin_nearbyintf(a.lane[i]); });
+  }
+  // 2 ** n for integral n in [-126, 127].
+  static V pow2(V n) {
+    return each([&](int i) {
+      const int32_t bits = (static_cast<int32_t>(n.lane[i]) + 127) << 23;
+      float x;
+      __builtin_memcpy(&x, &bits, 4);
+      return x;
+    });
+  }
+  static V keep_first(V v, int n, float other) {
+    return each([&](int i) { return i < n ? v.lane[i] : other; });
+  }
+  static float sum(V v) {
+    for (int width = 8; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) v.lane[i] += v.lane[i + width];
+    return v.lane[0];
+  }
+  static float largest(V v) {
+    for (int i = 1; i < 16; ++i) v.lane[0] = v.lane[i] > v.lane[0] ? v.lane[i] : v.lane[0];
+    return v.lane[0];
+  }
+  static float first(V v) { return v.lane[0]; }
+};
+
+float half_to_float(const uint8_t* p) {
+  const uint32_t h = p[0] | static_cast<uint32_t>(p[1]) << 8;
+  const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+  uint32_t bits = sign | (exponent + 112) << 23 | mantissa << 13;
+  float x;
+  if (exponent == 31) bits = sign | 0x7f800000u | mantissa << 13;
+  if (exponent == 0) {
+    x = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
+    return sign ? -x : x;
+  }
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+V codes_f16(const uint8_t* p) {
+  return V::each([&](int i) { return half_to_float(p + 2 * i); });
+}
+
+V codes_bf16(const uint8_t* p) {
+  return V::each([&](int i) {
+    const uint32_t bits = static_cast<uint32_t>(p[2 * i]) << 16 | static_cast<uint32_t>(p[2 * i + 1]) << 24;
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return x;
+  });
+}
+
+int nibble(const uint8_t* p, int k) { return ((p[2 * (k % 8)] | p[2 * (k % 8) + 1] << 8) >> (4 * (k / 8))) & 15; }
+
+V codes_u4(const uint8_t* p, int half) {
+  return V::each([&](int i) { return static_cast<float>(nibble(p, 16 * half + i)); });
+}
+
+V codes_u5(const uint8_t* p, const uint8_t* high, int half) {
+  return V::each([&](int i) {
+    const int k = 16 * half + i;
+    return static_cast<float>(nibble(p, k) + 16 * (high[k / 8] >> (k % 8) & 1));
+  });
+}
+
+V codes_u6(const uint8_t* p, const uint8_t* high, int half) {
+  return V::each([&](int i) {
+    const int k = 16 * half + i;
+    return static_cast<float>(nibble(p, k) + 16 * (high[k % 8] >> (2 * (k / 8)) & 3) - 32);
+  });
+}
+
+V codes_s8(const uint8_t* p) {
+  return V::each([&](int i) { return static_cast<float>(static_cast<int8_t>(p[i])); });
+}
+
+constexpr int kRowBlock = 1;
+constexpr int kColumnBlock = 1;
+
+#include "../f32_kernels.inl.h"
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table = make_kernels("scalar");
+  return table;
+}
+
+}  // namespace subsecond::scalar

@@ -1,0 +1,137 @@
+#include "self_test.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace subsecond {
+namespace {
+
+// A fixed stream of numbers in [-1, 1) (Knuth's 64-bit linear congruential generator).
+class Numbers {
+ public:
+  float next() {
+    state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<float>(static_cast<int64_t>(state_) >> 40) / static_cast<float>(1 << 23);
+  }
+  std::vector<float> take(int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) value = next();
+    return values;
+  }
+  uint8_t byte() { return static_cast<uint8_t>(127.0f * (next() + 1.0f)); }
+
+ private:
+  uint64_t state_ = 42;
+};
+
+constexpr uint16_t kSmallHalf = 0x2c00;  // 1/16 as fp16
+
+// Stored blocks with random codes and sane scales: every fp16 field is 1/16, every value field finite.
+std::vector<uint8_t> random_blocks(Format format, int64_t num_outputs, int64_t num_inputs, Numbers& numbers) {
+  const FormatInfo& info = format_info(format);
+  const int64_t num_blocks = num_outputs * num_inputs / info.block_elements;
+  std::vector<uint8_t> bytes(static_cast<size_t>(num_blocks * info.block_bytes));
+  for (uint8_t& byte : bytes) byte = numbers.byte();
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    uint8_t* block = bytes.data() + b * info.block_bytes;
+    const float value = numbers.next();
+    const uint16_t plain = format == Format::kF16 ? 0x3000 : 0x3e00;
+    const auto plain_bits = static_cast<uint16_t>(plain + numbers.byte());
+    if (format == Format::kF32) std::memcpy(block, &value, 4);
+    else if (info.block_elements == 1) std::memcpy(block, &plain_bits, 2);
+    else if (format == Format::kQ6_K) std::memcpy(block + 208, &kSmallHalf, 2);
+    else std::memcpy(block, &kSmallHalf, 2);
+    if (format == Format::kQ4_1 || format == Format::kQ4_K) std::memcpy(block + 2, &kSmallHalf, 2);
+  }
+  return bytes;
+}
+
+double relative_error(const std::vector<float>& expected, const std::vector<float>& actual) {
+  double largest = 0.0, error = 0.0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(expected[i])));
+    const double difference = std::abs(static_cast<double>(expected[i]) - static_cast<double>(actual[i]));
+    error = std::isnan(difference) ? INFINITY : std::max(error, difference);
+  }
+  return largest > 0.0 ? error / largest : INFINITY;
+}
+
+std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input, int64_t num_rows) {
+  std::vector<uint8_t> packed(static_cast<size_t>(kernels.activation_bytes(num_rows, weight.num_inputs)) + 64);
+  std::vector<uint8_t> scratch(static_cast<size_t>(kernels.scratch_bytes(weight.num_inputs, 64)) + 64);
+  const auto align = [](std::vector<uint8_t>& v) {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
+  };
+  std::vector<float> output(static_cast<size_t>(num_rows * weight.num_outputs));
+  const PackArgs pack{{input.data(), weight.num_inputs}, num_rows, weight.num_inputs, nullptr, 0.0f, align(packed)};
+  kernels.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows);
+  const float* bias = nullptr;
+  const LinearArgs args{align(packed), num_rows, &weight, &bias, 1, false, {}, {output.data(), weight.num_outputs}};
+  kernels.linear(args, 0, linear_units(args), align(scratch));
+  return output;
+}
+
+void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestResult>& results) {
+  constexpr int64_t num_outputs = 48, num_inputs = 512;
+  for (int f = 0; f < static_cast<int>(Format::kCount); ++f) {
+    const auto format = static_cast<Format>(f);
+    Numbers numbers;
+    const std::vector<uint8_t> stored = random_blocks(format, num_outputs, num_inputs, numbers);
+    std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(format, num_outputs, num_inputs)) + 4096);
+    pack_weight(format, num_outputs, num_inputs, stored.data(), packed.data());
+    const PackedWeight weight{format, num_outputs, num_inputs, packed.data()};
+    double error = 0.0;
+    for (const int64_t num_rows : {1, 3, 37}) {
+      const std::vector<float> input = numbers.take(num_rows * num_inputs);
+      error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows),
+                                             run_linear(kernels, weight, input, num_rows)));
+    }
+    results.push_back({std::string("linear_") + format_info(format).name, error, tolerance});
+  }
+}
+
+std::vector<float> run_attention(const Kernels& kernels, int64_t num_rows, Numbers numbers) {
+  constexpr int64_t head_dim = 64, num_heads = 6, num_kv_heads = 2, num_blocks = 2;
+  std::vector<float> query = numbers.take(num_rows * num_heads * head_dim), key = numbers.take(num_rows * num_kv_heads * head_dim),
+                     value = numbers.take(num_rows * num_kv_heads * head_dim), output(query.size());
+  std::vector<uint8_t> cache(static_cast<size_t>(num_blocks * num_kv_heads * kernels.head_bytes(head_dim)) + 64);
+  std::vector<uint8_t> scratch(static_cast<size_t>(kernels.scratch_bytes(64, head_dim)) + 64);
+  const auto align = [](std::vector<uint8_t>& v) {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
+  };
+  const int32_t blocks[] = {1, 0};
+  const Span span{0, num_rows, 0, blocks};
+  AttentionArgs args{};
+  args.query = {query.data(), num_heads * head_dim};
+  args.key = {key.data(), num_kv_heads * head_dim};
+  args.value = {value.data(), num_kv_heads * head_dim};
+  args.output = {output.data(), num_heads * head_dim};
+  args.cache = {align(cache), kernels.head_bytes(head_dim)};
+  args.num_heads = num_heads;
+  args.num_kv_heads = num_kv_heads;
+  args.head_dim = head_dim;
+  args.scale = 0.125f;
+  const int64_t step = kernels.attend_rows(num_heads / num_kv_heads);
+  for (int64_t head = 0; head < num_kv_heads; ++head) {
+    for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, align(scratch));
+    for (int64_t row = 0; row < num_rows; row += step)
+      kernels.attend(args, span, row, std::min(row + step, num_rows), head, align(scratch));
+  }
+  return output;
+}
+
+}  // namespace
+
+std::vector<SelfTestResult> self_test(const Kernels& kernels) {
+  std::vector<SelfTestResult> results;
+  const bool is_exact = std::strcmp(kernels.arithmetic, "f32") == 0;
+  const double tolerance = is_exact ? 0.0 : 0.02;
+  test_linear(kernels, tolerance, results);
+  const Numbers numbers;
+  results.push_back(
+      {"attention", relative_error(run_attention(scalar::kernels(), 45, numbers), run_attention(kernels, 45, numbers)), tolerance});
+  return results;
+}
+
+}  // namespace subsecond

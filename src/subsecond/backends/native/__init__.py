@@ -1,0 +1,24 @@
+"""The native backend: C++ kernels chosen for this processor, behind the one door to the extension module."""
+
+from subsecond.backends.native.backend import NativeBackend, NativeConfig
+from subsecond.backends.native.loading import (
+    KernelTest,
+    choose_isa,
+    load,
+    measure_bandwidth,
+    report,
+    self_test,
+    write_artifact,
+)
+
+__all__ = [
+    "KernelTest",
+    "NativeBackend",
+    "NativeConfig",
+    "choose_isa",
+    "load",
+    "measure_bandwidth",
+    "report",
+    "self_test",
+    "write_artifact",
+]

@@ -1,0 +1,227 @@
+"""Runs a plan with the native kernels: translates its operators into kernel calls once, then one call a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subsecond import _native
+from subsecond.backends.batch import Float32, ForwardBatch, SampleBatch, SampleResult
+from subsecond.backends.native.weights import PackedWeights
+from subsecond.backends.sampling import sample
+from subsecond.core.errors import InputError, UnsupportedError
+from subsecond.graph.ops import (
+    Add,
+    Attention,
+    Embed,
+    GatedActivation,
+    Linear,
+    Norm,
+    Op,
+    RmsNorm,
+    Rope,
+    Rotary,
+    SelectRows,
+    Split,
+)
+from subsecond.graph.plan import Segment
+
+BLOCK_TOKENS: int = _native.BLOCK_TOKENS
+
+Operand = tuple[int, int, int, int]  # arena, offset, column, stride; see native/executor.h
+
+
+@dataclass(frozen=True, slots=True)
+class NativeConfig:
+    """How a native backend runs: instruction set ("" for the best here), threads, rows a step, key/value blocks."""
+
+    isa: str
+    num_threads: int
+    max_rows: int
+    num_blocks: int
+
+
+class NativeBackend:
+    """One model in the native kernels, with its key/value blocks. Implements `backends.protocol.Backend`."""
+
+    def __init__(self, segment: Segment, weights: PackedWeights, config: NativeConfig) -> None:
+        available = _native.available_isas()
+        if config.isa and config.isa not in available:
+            raise InputError(f"instruction set {config.isa!r} cannot run here; available: {', '.join(available)}")
+        self.config = config
+        self.isa = config.isa or available[0]
+        self.weight_bytes = weights.num_bytes
+        self._graph = segment.graph
+        self._memory = segment.memory
+        self._weights = weights
+        self._vocab_size = self._graph.values[self._graph.output].width
+        attentions = [op for op in self._graph.ops if isinstance(op, Attention)]
+        first = attentions[0] if attentions else None
+        if any((op.num_kv_heads, op.head_dim) != (first.num_kv_heads, first.head_dim) for op in attentions if first):
+            raise UnsupportedError("the layers of this model differ in key/value heads; the native backend needs them equal")
+        self._executor = _native.Executor(
+            isa=self.isa,
+            num_threads=config.num_threads,
+            max_rows=config.max_rows,
+            vocab_size=self._vocab_size,
+            all_floats=self._memory.width,
+            selected_floats=self._memory.selected_width,
+            num_layers=max((op.layer for op in attentions), default=-1) + 1,
+            num_blocks=config.num_blocks,
+            num_kv_heads=first.num_kv_heads if first else 1,
+            head_dim=first.head_dim if first else 1,
+        )
+        self._matrix_ids: dict[str, int] = {}
+        self._vector_ids: dict[str, int] = {}
+        self._rotary_ids: dict[Rotary, int] = {}
+        for op in self._graph.ops:
+            self._add(op)
+        self._executor.set_logits(self._operand(self._graph.output))
+        self._logits: Float32 = np.empty((0, self._vocab_size), np.float32)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of a row of logits."""
+        return self._vocab_size
+
+    @property
+    def block_tokens(self) -> int:
+        """Positions that one key/value block holds."""
+        return BLOCK_TOKENS
+
+    @property
+    def num_blocks(self) -> int:
+        """Key/value blocks in the pool."""
+        return self.config.num_blocks
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows that one step may have."""
+        return self.config.max_rows
+
+    @property
+    def variant(self) -> str:
+        """Weight reading, arithmetic and key/value type."""
+        arithmetic = "bf16" if self.isa == "amx" else "f32"
+        return f"faithful/{arithmetic}/kv-{arithmetic}"
+
+    @property
+    def kv_bytes(self) -> int:
+        """Address space of the key/value pool; pages are touched on first use."""
+        return int(self._executor.kv_bytes())
+
+    def forward(self, batch: ForwardBatch) -> Float32:
+        """Run one step; float32 logits [selected rows, vocab_size], a view that the next step overwrites."""
+        self._logits = self._executor.forward(
+            batch.token_ids, batch.positions, batch.row_sequence, batch.block_tables, batch.logits_rows
+        )
+        return self._logits
+
+    def sample(self, batch: SampleBatch) -> SampleResult:
+        """Draw from the logits of the last step."""
+        return sample(self._logits, batch)
+
+    def profile(self, is_on: bool) -> None:
+        """Start (and reset) or stop timing every operator."""
+        self._executor.set_profiling(is_on)
+
+    def profiled_ns(self) -> dict[str, int]:
+        """Nanoseconds that each operator took since profiling began, by the name of its output."""
+        names = [op.output for op in self._graph.ops if not isinstance(op, Split)]
+        return dict(zip(names, self._executor.call_ns(), strict=True))
+
+    def close(self) -> None:
+        """Free weights and blocks."""
+        self._logits = np.empty((0, self._vocab_size), np.float32)
+        del self._executor, self._weights
+
+    def _add(self, op: Op) -> None:
+        executor, at = self._executor, self._operand
+        match op:
+            case Split():
+                return
+            case Embed():
+                executor.add_embed(at(op.output), self._matrix(op.weight))
+            case Linear():
+                self._add_linear(op)
+            case Attention():
+                executor.add_attention(
+                    *(at(name) for name in (op.output, op.query, op.key, op.value)),
+                    op.layer,
+                    op.num_heads,
+                    op.num_kv_heads,
+                    op.head_dim,
+                    op.scale,
+                    self._rotary(op.rotary),
+                )
+            case RmsNorm():
+                norm = self._vector(op.norm.weight)
+                executor.add_rms_norm(at(op.output), at(op.input), self._width(op.output), norm, op.norm.eps)
+            case Rope():
+                rotary = self._rotary(op.rotary)
+                executor.add_rope(at(op.output), at(op.input), self._width(op.output), op.head_dim, rotary)
+            case GatedActivation():
+                _check_activation(op.activation)
+                executor.add_gated_silu(at(op.output), at(op.gate), at(op.up), self._width(op.output))
+            case Add():
+                executor.add_add(at(op.output), at(op.left), at(op.right), self._width(op.output))
+            case SelectRows():
+                executor.add_select_rows(at(op.output), at(op.input), self._width(op.output))
+
+    def _add_linear(self, op: Linear) -> None:
+        if op.gated:
+            _check_activation(op.gated)
+        norm = op.norm or Norm("", 0.0)
+        self._executor.add_linear(
+            output=self._operand(op.output),
+            input=self._operand(op.input),
+            weights=[self._matrix(name) for name in op.weights],
+            biases=[self._vector(name) if name else -1 for name in op.biases],
+            norm=self._vector(norm.weight) if norm.weight else -1,
+            norm_eps=norm.eps,
+            is_gated=op.gated is not None,
+            residual=self._operand(op.residual) if op.residual else None,
+        )
+
+    def _operand(self, name: str) -> Operand:
+        alias = self._memory.alias_by_value.get(name)
+        root, column = (alias.root, alias.start) if alias else (name, 0)
+        value = self._graph.values[root]
+        return (int(value.rows == "selected"), self._memory.offset_by_value[root], column, value.width)
+
+    def _width(self, name: str) -> int:
+        return self._graph.values[name].width
+
+    def _matrix(self, name: str) -> int:
+        if name not in self._matrix_ids:
+            m = self._weights.matrices[name]
+            self._matrix_ids[name] = self._executor.add_weight(m.format, m.num_outputs, m.num_inputs, m.data)
+        return self._matrix_ids[name]
+
+    def _vector(self, name: str) -> int:
+        if name not in self._vector_ids:
+            self._vector_ids[name] = self._executor.add_vector(self._weights.vectors[name])
+        return self._vector_ids[name]
+
+    def _rotary(self, rotary: Rotary | None) -> int:
+        if rotary is None:
+            return -1
+        if rotary not in self._rotary_ids:
+            factors = self._weights.vectors[rotary.frequency_factors] if rotary.frequency_factors else None
+            is_interleaved = rotary.pairing == "interleaved"
+            self._rotary_ids[rotary] = self._executor.add_rotary(_frequencies(rotary, factors), is_interleaved)
+        return self._rotary_ids[rotary]
+
+
+def _frequencies(rotary: Rotary, factors: NDArray[np.float32] | None) -> list[float]:
+    """Radians per position of each pair of channels."""
+    powers = np.arange(0, rotary.dims, 2, dtype=np.float64) / rotary.dims
+    frequencies = rotary.theta**-powers
+    return [float(f) for f in (frequencies if factors is None else frequencies / factors)]
+
+
+def _check_activation(name: str) -> None:
+    if name != "silu":
+        raise UnsupportedError(f"activation {name!r} has no native kernel; supported: silu")

@@ -1,0 +1,141 @@
+"""From a checkpoint to a running native backend: chooses kernels, threads and memory, and packs weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from subsecond import _native
+from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
+from subsecond.backends.native.weights import LAYOUT_VERSION, VECTOR_FORMAT, PackedWeights, pack_weights, read_packed_weights
+from subsecond.core.errors import InputError
+from subsecond.core.hardware import probe
+from subsecond.graph.plan import compile_plan
+from subsecond.models.checkpoint import Checkpoint
+from subsecond.models.config import ModelConfig
+
+ISA_VARIABLE = "SUBSECOND_ISA"  # holds the kernels to a lower instruction set
+KV_MEMORY_SHARE = 0.25  # of the available memory, when the caller names no number of tokens
+MIN_CONTEXT_TOKENS = 2048
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTest:
+    """One kernel compared with the scalar one: largest difference relative to the largest value."""
+
+    kernel: str
+    error: float
+    tolerance: float
+    has_passed: bool
+
+
+@cache
+def self_test(isa: str) -> tuple[KernelTest, ...]:
+    """Compare every kernel of an instruction set with the scalar one; about a millisecond, once a process."""
+    return tuple(KernelTest(*result) for result in _native.self_test(isa))
+
+
+@cache
+def choose_isa(wanted: str | None = None) -> str:
+    """The instruction set to run: `wanted`, or what SUBSECOND_ISA says, or the best one here that passes its test.
+
+    Raises InputError for one that cannot run here or that computes wrong results here.
+    """
+    available = _native.available_isas()
+    wanted = wanted or os.environ.get(ISA_VARIABLE) or None
+    if wanted is not None:
+        if wanted not in available:
+            raise InputError(f"instruction set {wanted!r} cannot run here; available: {', '.join(available)}")
+        failed = _failed(wanted)
+        if failed:
+            raise InputError(f"the {wanted} kernels compute wrong results here ({failed}); leave the choice to subsecond")
+        return wanted
+    for isa in available:
+        failed = _failed(isa)
+        if not failed:
+            return isa
+        _log.warning("the %s kernels compute wrong results on this machine (%s) and are not used", isa, failed)
+    raise AssertionError("the scalar kernels differ from themselves")
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    isa: str | None = None,
+    num_threads: int | None = None,
+    context_tokens: int | None = None,
+    max_rows: int = 512,
+) -> NativeBackend:
+    """A backend for `checkpoint`, from its artifact where it has one.
+
+    isa             instruction set; None for the best
+    num_threads     None for one a physical core that this process may use
+    context_tokens  positions that the key/value blocks hold, over all sequences; None for the model's context length,
+                    or less where that would take more than a quarter of the available memory
+    max_rows        most rows of one step
+    """
+    if num_threads is not None and not 1 <= num_threads <= 1024:
+        raise InputError(f"num_threads is {num_threads}; it must lie between 1 and 1024")
+    chosen = choose_isa(isa)
+    segment = compile_plan(checkpoint.graph()).segments[0]
+    threads = num_threads or probe().num_usable_cores
+    tokens = context_tokens or _default_context(checkpoint.config, chosen)
+    config = NativeConfig(chosen, threads, max_rows, num_blocks=-(-tokens // BLOCK_TOKENS))
+    if checkpoint.artifact is not None:
+        weights = read_packed_weights(checkpoint.artifact)
+    else:
+        weights = pack_weights(checkpoint.weights, segment.graph.weights, threads)
+    return NativeBackend(segment, weights, config)
+
+
+def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Pack the weights of `checkpoint` into an artifact in `folder`; `progress` gets (bytes done, bytes in all)."""
+    segment = compile_plan(checkpoint.graph()).segments[0]
+    weights: PackedWeights = pack_weights(
+        checkpoint.weights, segment.graph.weights, probe().num_usable_cores, progress
+    )
+    with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION}) as writer:
+        for name, matrix in weights.matrices.items():
+            writer.add_tensor(
+                name, matrix.data, packed_format=matrix.format, n=matrix.num_outputs, k=matrix.num_inputs
+            )
+        for name, vector in weights.vectors.items():
+            writer.add_tensor(name, vector.view("uint8"), packed_format=VECTOR_FORMAT, n=1, k=vector.size)
+
+
+def report() -> dict[str, Any]:
+    """What runs here and why: instruction sets, the chosen one, its arithmetic and the result of every self-test."""
+    available = _native.available_isas()
+    chosen = choose_isa()
+    tests = {isa: self_test(isa) for isa in available}
+    return {
+        "features": _native.cpu_features(),
+        "available": available,
+        "chosen": chosen,
+        "arithmetic": "bf16" if chosen == "amx" else "f32",
+        "forced_by": ISA_VARIABLE if os.environ.get(ISA_VARIABLE) else None,
+        "self_test": {isa: "passed" if all(t.has_passed for t in tests[isa]) else _failed(isa) for isa in available},
+        "kernels": {test.kernel: chosen for test in tests[chosen]},
+    }
+
+
+def measure_bandwidth(num_threads: int, num_bytes: int, repeats: int = 3) -> float:
+    """Best memory read rate in GB/s of `num_threads` threads over a buffer of `num_bytes`."""
+    return float(_native.measure_bandwidth(num_threads, num_bytes, repeats))
+
+
+def _failed(isa: str) -> str:
+    return ", ".join(test.kernel for test in self_test(isa) if not test.has_passed)
+
+
+def _default_context(config: ModelConfig, isa: str) -> int:
+    block_bytes = _native.kv_head_bytes(isa, config.head_dim) * config.num_kv_heads * config.num_layers
+    affordable = int(probe().available_bytes * KV_MEMORY_SHARE) // block_bytes * BLOCK_TOKENS
+    return min(config.context_length, max(affordable, MIN_CONTEXT_TOKENS))

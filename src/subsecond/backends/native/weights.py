@@ -1,0 +1,116 @@
+"""Packed weights: stored blocks reordered for the kernels, from a model file or from the artifact that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subsecond import _native
+from subsecond.core.errors import FormatError, UnsupportedError
+from subsecond.formats.artifact import Artifact
+from subsecond.models.weights import WeightSource
+
+LAYOUT_VERSION = 1  # of native/packed_weight.h; an artifact of another layout is packed anew
+VECTOR_FORMAT = "vector"
+PACKED_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
+COPY_LIMIT_BYTES = 256 * 2**20  # below this, huge pages beat a mapping: they raise cache-resident bandwidth
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A weight [num_outputs, num_inputs] in the layout of native/packed_weight.h."""
+
+    format: str
+    num_outputs: int
+    num_inputs: int
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """All weights of a model, by name: matrices packed, vectors (norms, biases) as float32."""
+
+    matrices: Mapping[str, PackedMatrix]
+    vectors: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a step may read."""
+        return sum(m.data.size for m in self.matrices.values()) + sum(v.nbytes for v in self.vectors.values())
+
+
+def pack_weights(
+    source: WeightSource, names: Iterable[str], num_threads: int, progress: Callable[[int, int], None] | None = None
+) -> PackedWeights:
+    """Pack the named weights of `source` into one allocation; `progress` gets (bytes done, bytes in all)."""
+    names = list(names)
+    vectors = {n: source.dequantize(n).reshape(-1) for n in names if len(source.shapes[n]) == 1}
+    formats = {n: _packed_format(source, n) for n in names if n not in vectors}
+    sizes = {n: _native.packed_size(f, *source.shapes[n]) for n, f in formats.items()}
+    total = sum(_aligned(size) for size in sizes.values())
+    memory = _native.allocate(total)
+    matrices: dict[str, PackedMatrix] = {}
+    offset = 0
+    for name, size in sizes.items():
+        matrices[name] = PackedMatrix(formats[name], *source.shapes[name], memory[offset : offset + size])
+        offset += _aligned(size)
+
+    def pack(name: str) -> int:
+        matrix = matrices[name]
+        _native.pack_into(matrix.format, matrix.num_outputs, matrix.num_inputs, source.raw(name), matrix.data)
+        return _aligned(matrix.data.size)
+
+    done = 0
+    with ThreadPoolExecutor(num_threads) as pool:
+        for size in pool.map(pack, sorted(matrices, key=lambda n: -sizes[n])):
+            done += size
+            if progress:
+                progress(done, total)
+    return PackedWeights(matrices, vectors)
+
+
+def read_packed_weights(artifact: Artifact) -> PackedWeights:
+    """The packed weights of an artifact: copied into huge pages when small, else mapped from the file."""
+    layout = artifact.manifest.packing.get("layout")
+    if layout != LAYOUT_VERSION:
+        raise FormatError(
+            f"{artifact.path}: packed in layout {layout}; this program reads layout {LAYOUT_VERSION}. Pull or pack it again"
+        )
+    packed = artifact.packed
+    if packed.size <= COPY_LIMIT_BYTES:
+        packed = _native.allocate(packed.size)
+        artifact.read_packed_into(packed)
+    matrices: dict[str, PackedMatrix] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in artifact.manifest.tensors.items():
+        data = packed[tensor.offset : tensor.offset + tensor.num_bytes]
+        if tensor.format == VECTOR_FORMAT:
+            if tensor.num_bytes != 4 * tensor.k:
+                raise FormatError(f"{artifact.path}: vector {name!r} has {tensor.num_bytes} bytes for {tensor.k} values")
+            vectors[name] = data.view(np.float32)
+            continue
+        if tensor.format not in PACKED_FORMATS:
+            raise FormatError(f"{artifact.path}: weight {name!r} has the unknown packed format {tensor.format!r}")
+        if tensor.num_bytes != _native.packed_size(tensor.format, tensor.n, tensor.k):
+            raise FormatError(f"{artifact.path}: weight {name!r} has {tensor.num_bytes} bytes, which its shape forbids")
+        matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data)
+    return PackedWeights(matrices, vectors)
+
+
+def _packed_format(source: WeightSource, name: str) -> str:
+    stored = source.type_of(name).name
+    if stored not in PACKED_FORMATS:
+        raise UnsupportedError(
+            f"tensor {name!r} is stored as {stored}; the native kernels read {', '.join(PACKED_FORMATS)}. "
+            "Use a file of another quantization, or the torch backend"
+        )
+    return stored
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,44 @@
+"""Draws tokens from rows of logits on the processor, through the native sampler; every backend may use it."""
+
+from __future__ import annotations
+
+from subsecond import _native
+from subsecond.backends.batch import Float32, SampleBatch, SampleResult
+from subsecond.core.errors import SubsecondError
+
+
+def sample(logits: Float32, batch: SampleBatch) -> SampleResult:
+    """Draw one token from each row of `logits` [rows, vocab], a contiguous array that is left unchanged.
+
+    Order: logit bias, repetition penalty, presence and frequency penalties; log-probabilities are of the distribution
+    at this point. Temperature 0 takes the most likely token; otherwise temperature, top_k, top_p (of the mass that
+    top_k left), min_p and a draw in order of falling probability, lower ids first on a tie. NaN counts as -inf.
+
+    Raises SubsecondError when a row has no distribution: all of its logits are -inf, or one is +inf.
+    """
+    token_ids, logprobs, top_ids, top_logprobs, failed_row = _native.sample(
+        logits,
+        batch.temperature,
+        batch.top_k,
+        batch.top_p,
+        batch.min_p,
+        batch.repetition_penalty,
+        batch.presence_penalty,
+        batch.frequency_penalty,
+        batch.seed,
+        batch.sample_index,
+        batch.position,
+        batch.bias_offsets,
+        batch.bias_ids,
+        batch.bias_values,
+        batch.history_offsets,
+        batch.history_ids,
+        batch.history_counts,
+        batch.num_logprobs,
+    )
+    if failed_row >= 0:
+        raise SubsecondError(
+            f"No token can be drawn: row {failed_row} of the logits has no finite largest value after bias and "
+            "penalties. Either the logit bias forbids every token, or the weights are damaged; pull the model again."
+        )
+    return SampleResult(token_ids, logprobs, top_ids, top_logprobs)

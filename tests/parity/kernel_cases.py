@@ -1,0 +1,93 @@
+"""Inputs and plain references for the parity tests of kernels; nothing here calls a kernel but through thin wrappers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from subsecond import _native
+
+Floats = NDArray[np.float32]
+ISAS: list[str] = _native.available_isas()
+F32_ISAS = [isa for isa in ISAS if isa != "amx"]
+FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
+BLOCK_INPUTS = {"F32": 1, "F16": 1, "BF16": 1, "Q4_K": 256, "Q6_K": 256}  # 32 where not listed
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A stored tensor, what it decodes to [n, k], and its packed form."""
+
+    format: str
+    values: Floats
+    packed: NDArray[np.uint8]
+
+    def native(self) -> object:
+        """The handle that kernels take."""
+        return _native.kernels.weight(self.format, *self.values.shape, self.packed)
+
+
+def random_weight(name: str, n: int, k: int, rng: np.random.Generator) -> StoredWeight:
+    """Random stored blocks with moderate scales, decoded by the `gguf` package."""
+    kind = gguf.GGMLQuantizationType[name]
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    assert k % per_block == 0
+    if per_block == 1:
+        plain = rng.standard_normal((n, k), dtype=np.float32) / 16
+        stored = gguf.quants.quantize(plain, kind)
+    else:
+        stored = rng.integers(0, 256, (n, k // per_block, block_bytes), dtype=np.uint8)
+        for at in {"Q6_K": (208,), "Q4_1": (0, 2), "Q4_K": (0, 2)}.get(name, (0,)):
+            scale = rng.uniform(0.002, 0.02, stored.shape[:2]).astype(np.float16)
+            stored[..., at : at + 2] = scale.view(np.uint8).reshape(*scale.shape, 2)
+        stored = stored.reshape(n, -1)
+    values = gguf.quants.dequantize(stored, kind).reshape(n, k).astype(np.float32)
+    packed = np.zeros(_native.packed_size(name, n, k), np.uint8)
+    _native.pack_into(name, n, k, np.ascontiguousarray(stored).view(np.uint8).reshape(-1), packed)
+    return StoredWeight(name, values, packed)
+
+
+def round_bf16(x: NDArray[np.floating]) -> Floats:
+    """Round to the nearest bfloat16, ties to even; finite values only."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x / (1 + exp(-x))."""
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:
+    """The reference norm in double precision."""
+    x = x.astype(np.float64)
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight)
+
+
+def rotary_table(num_positions: int, dims: int, theta: float = 10000.0) -> Floats:
+    """cos and sin of every pair, [positions, dims]."""
+    angles = np.outer(np.arange(num_positions), theta ** -(np.arange(0, dims, 2) / dims))
+    return np.stack([np.cos(angles), np.sin(angles)], -1).reshape(num_positions, dims).astype(np.float32)
+
+
+def rotate(x: NDArray[np.floating], table: Floats, positions: NDArray[np.integer], *, is_interleaved: bool) -> NDArray[np.float64]:
+    """Rotate heads [rows, heads, head_dim] in double precision."""
+    dims = table.shape[1]
+    cos, sin = (table[positions].astype(np.float64)[:, None, part::2] for part in (0, 1))
+    out = x.astype(np.float64).copy()
+    first, second = (slice(0, dims, 2), slice(1, dims, 2)) if is_interleaved else (slice(0, dims // 2), slice(dims // 2, dims))
+    a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
+
+
+def misaligned(rows: Floats, *, shift: int = 1) -> Floats:
+    """The same matrix as a view whose rows start at odd addresses and are further apart than they are wide."""
+    memory = np.full(rows.shape[0] * (rows.shape[1] + 7) + shift, np.nan, np.float32)
+    view = memory[shift:].reshape(rows.shape[0], rows.shape[1] + 7)[:, : rows.shape[1]]
+    view[:] = rows
+    return view

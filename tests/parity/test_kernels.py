@@ -1,0 +1,178 @@
+"""Every native kernel on every instruction set this processor has, against plain references, odd shapes included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from subsecond import _native
+from tests.parity.kernel_cases import (
+    BLOCK_INPUTS,
+    F32_ISAS,
+    FORMATS,
+    ISAS,
+    Floats,
+    StoredWeight,
+    misaligned,
+    random_weight,
+    rms_norm,
+    rotary_table,
+    rotate,
+    round_bf16,
+    silu,
+)
+
+kernels = _native.kernels
+EPS = 1e-5
+
+
+def run_linear(
+    isa: str,
+    x: Floats,
+    weights: list[StoredWeight],
+    *,
+    biases: list[Floats | None] | None = None,
+    norm: Floats | None = None,
+    is_gated: bool = False,
+    residual: Floats | None = None,
+) -> Floats:
+    width = weights[0].values.shape[0] if is_gated else sum(w.values.shape[0] for w in weights)
+    output = misaligned(np.full((len(x), width), np.nan, np.float32), shift=3)
+    handles = [w.native() for w in weights]
+    kernels.linear(isa, x, handles, biases or [None] * len(weights), norm, EPS, is_gated, residual, output)
+    return output
+
+
+def widths(name: str) -> list[int]:
+    block = BLOCK_INPUTS.get(name, 32)
+    return [1, 31, 33, 100, 576] if block == 1 else [block, 3 * block]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_unpacked_rows_are_the_stored_values(isa: str, name: str) -> None:
+    for k in widths(name):
+        weight = random_weight(name, 37, k, np.random.default_rng(k))
+        rows = np.empty((37, k), np.float32)
+        kernels.unpack(isa, weight.native(), rows)
+        np.testing.assert_array_equal(rows, weight.values)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa", F32_ISAS)
+def test_f32_linear_against_float64(isa: str, name: str) -> None:
+    rng = np.random.default_rng(5)
+    for k in widths(name):
+        for num_rows, n in ((1, 1), (2, 16), (5, 33), (70, 100)):
+            weight = random_weight(name, n, k, rng)
+            x = misaligned(rng.standard_normal((num_rows, k), dtype=np.float32))
+            expected = x.astype(np.float64) @ weight.values.T.astype(np.float64)
+            bound = np.abs(x).astype(np.float64) @ np.abs(weight.values.T) * 2**-24 * (k / 16 + 8)
+            assert np.all(np.abs(run_linear(isa, x, [weight]) - expected) <= bound + 1e-30)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa", [isa for isa in F32_ISAS if isa != "scalar"])
+def test_f32_linear_has_the_bits_of_scalar(isa: str, name: str) -> None:
+    rng = np.random.default_rng(6)
+    for num_rows in (1, 3, 4, 17):
+        weights = [random_weight(name, n, widths(name)[-1], rng) for n in (48, 20)]
+        x = rng.standard_normal((num_rows, widths(name)[-1]), dtype=np.float32)
+        np.testing.assert_array_equal(run_linear(isa, x, weights), run_linear("scalar", x, weights))
+
+
+@pytest.mark.amx
+@pytest.mark.skipif("amx" not in ISAS, reason="this processor has no AMX")
+@pytest.mark.parametrize("name", FORMATS)
+def test_bf16_linear_is_the_product_of_rounded_operands(name: str) -> None:
+    rng = np.random.default_rng(7)
+    for k in widths(name):
+        for num_rows, n in ((1, 1), (2, 16), (15, 17), (16, 32), (17, 33), (33, 48), (70, 100)):
+            weight = random_weight(name, n, k, rng)
+            x = misaligned(rng.standard_normal((num_rows, k), dtype=np.float32))
+            rounded_x, rounded_w = round_bf16(x), round_bf16(weight.values)
+            expected = rounded_x.astype(np.float64) @ rounded_w.T.astype(np.float64)
+            bound = np.abs(rounded_x).astype(np.float64) @ np.abs(rounded_w.T) * 2**-24 * (k / 2 + 8)
+            assert np.all(np.abs(run_linear("amx", x, [weight]) - expected) <= bound + 1e-30)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_linear_epilogues(isa: str) -> None:
+    rng = np.random.default_rng(8)
+    k, sizes = 576, (48, 16, 23)
+    for num_rows in (1, 7, 16, 40):
+        weights = [random_weight(name, n, k, rng) for name, n in zip(("Q4_1", "Q8_0", "F16"), sizes, strict=True)]
+        x = rng.standard_normal((num_rows, k), dtype=np.float32)
+        biases = [rng.standard_normal(n, dtype=np.float32) if n != 16 else None for n in sizes]
+        norm = rng.uniform(0.5, 1.5, k).astype(np.float32)
+        residual = misaligned(rng.standard_normal((num_rows, sum(sizes)), dtype=np.float32))
+        products = rms_norm(x, norm, EPS) @ np.concatenate([w.values for w in weights]).T.astype(np.float64)
+        bias = np.concatenate([np.zeros(n) if b is None else b for b, n in zip(biases, sizes, strict=True)])
+        actual = run_linear(isa, x, weights, biases=biases, norm=norm, residual=residual)
+        scale = np.abs(products).max()
+        np.testing.assert_allclose(actual, products + bias + residual, atol=scale * (0.01 if isa == "amx" else 1e-5))
+
+
+@pytest.mark.parametrize("formats", [("Q4_1", "Q4_1"), ("Q8_0", "Q5_0")])
+@pytest.mark.parametrize("isa", ISAS)
+def test_gated_linear(isa: str, formats: tuple[str, str]) -> None:
+    rng = np.random.default_rng(9)
+    for num_rows, n in ((1, 40), (5, 48), (33, 16)):
+        gate, up = (random_weight(name, n, 96, rng) for name in formats)
+        x = rng.standard_normal((num_rows, 96), dtype=np.float32)
+        products = [x.astype(np.float64) @ w.values.T.astype(np.float64) for w in (gate, up)]
+        expected = silu(products[0]) * products[1]
+        atol = max(1.0, float(np.abs(expected).max())) * (0.02 if isa == "amx" else 1e-5)
+        np.testing.assert_allclose(run_linear(isa, x, [gate, up], is_gated=True), expected, atol=atol)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_linear_row_never_depends_on_other_rows(isa: str, name: str) -> None:
+    rng = np.random.default_rng(10)
+    k = widths(name)[-1]
+    weight, up = random_weight(name, 40, k, rng), random_weight("Q8_0", 40, k, rng) if k % 32 == 0 else None
+    x = rng.standard_normal((70, k), dtype=np.float32)
+    alone = np.concatenate([run_linear(isa, x[r : r + 1], [weight]) for r in range(70)])
+    for num_rows in (2, 3, 15, 16, 17, 32, 33, 64, 70):
+        np.testing.assert_array_equal(run_linear(isa, x[:num_rows], [weight]), alone[:num_rows])
+    if up:
+        gated = np.concatenate([run_linear(isa, x[r : r + 1], [weight, up], is_gated=True) for r in range(70)])
+        np.testing.assert_array_equal(run_linear(isa, x, [weight, up], is_gated=True), gated)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 100, 576])
+def test_element_wise(isa: str, width: int) -> None:
+    rng = np.random.default_rng(width)
+    left, right = (misaligned(rng.standard_normal((9, width), dtype=np.float32) * 8) for _ in range(2))
+    weight = rng.standard_normal(width, dtype=np.float32)
+    output = misaligned(np.full((9, width), np.nan, np.float32))
+    kernels.add(isa, left, right, output)
+    np.testing.assert_array_equal(output, left + right)
+    kernels.gated_silu(isa, left, right, output)
+    np.testing.assert_allclose(output, silu(left.astype(np.float64)) * right, rtol=2e-6, atol=1e-30)
+    kernels.rms_norm(isa, left, weight, EPS, output)
+    np.testing.assert_allclose(output, rms_norm(left, weight, EPS), rtol=2e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gated_silu_of_extreme_values(isa: str) -> None:
+    gate = np.array([[0.0, -0.0, 1e4, -1e4, 88.0, -88.0, 3e38, -3e38]], np.float32)
+    output = np.empty_like(gate)
+    kernels.gated_silu(isa, gate, np.ones_like(gate), output)
+    np.testing.assert_allclose(output, [[0, 0, 1e4, 0, 88, 0, 3e38, 0]], atol=2e-33 * 3e38)
+    assert np.all(np.isfinite(output))
+
+
+@pytest.mark.parametrize("is_interleaved", [True, False])
+@pytest.mark.parametrize("isa", ISAS)
+def test_rope(isa: str, is_interleaved: bool) -> None:
+    rng = np.random.default_rng(11)
+    for head_dim, dims in ((64, 64), (40, 40), (80, 32), (6, 2)):
+        x = rng.standard_normal((5, 3 * head_dim), dtype=np.float32)
+        table, positions = rotary_table(50, dims), np.array([0, 1, 7, 30, 49], np.int32)
+        output = np.empty_like(x)
+        kernels.rope(isa, x, table.reshape(-1), dims, is_interleaved, head_dim, positions, output)
+        expected = rotate(x.reshape(5, 3, head_dim), table, positions, is_interleaved=is_interleaved)
+        np.testing.assert_allclose(output.reshape(expected.shape), expected, atol=1e-6)

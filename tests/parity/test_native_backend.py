@@ -1,0 +1,111 @@
+"""Whole graphs on the native backend: equal to the torch reference, and the same bits however a step is made up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from subsecond.backends.batch import ForwardBatch, Int32
+from subsecond.graph.passes.pipeline import PASSES
+from tests.parity.kernel_cases import ISAS
+from tests.parity.native_models import batch_of, run_alone, stored_model
+
+BLOCKS = np.arange(20, dtype=np.int32)
+OTHER_BLOCKS = np.arange(39, 19, -1, dtype=np.int32)
+
+
+def tokens_of(count: int, seed: int = 1) -> Int32:
+    return np.random.default_rng(seed).integers(0, 301, count, dtype=np.int32)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_logits_are_those_of_the_reference(isa: str, family: str) -> None:
+    model, tokens = stored_model(family), tokens_of(70)
+    expected = run_alone(model.reference(), tokens, 70, BLOCKS)
+    actual = run_alone(model.native(isa), tokens, 70, BLOCKS)
+    bound = 0.02 if isa == "amx" else 1e-5
+    assert np.abs(actual - expected).max() <= bound * np.ptp(expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_passes_keep_every_bit(isa: str, family: str) -> None:
+    model, tokens = stored_model(family), tokens_of(40)
+    expected = run_alone(model.native(isa, until="none"), tokens, 40, BLOCKS)
+    for name, _ in PASSES:
+        np.testing.assert_array_equal(run_alone(model.native(isa, until=name), tokens, 40, BLOCKS), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ("scalar", "amx")])
+def test_f32_instruction_sets_agree_in_every_bit(isa: str, family: str) -> None:
+    model, tokens = stored_model(family), tokens_of(40)
+    expected = run_alone(model.native("scalar"), tokens, 40, BLOCKS)
+    np.testing.assert_array_equal(run_alone(model.native(isa), tokens, 40, BLOCKS), expected)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_same_bits_for_any_chunk_and_thread_count(isa: str) -> None:
+    model, tokens = stored_model("llama"), tokens_of(600)
+    expected = run_alone(model.native(isa), tokens, 512, BLOCKS)
+    for num_threads in (1, 2, 3):
+        backend = model.native(isa, num_threads=num_threads)
+        for chunk in (1, 16, 64, 512, 37):
+            np.testing.assert_array_equal(run_alone(backend, tokens, chunk, BLOCKS), expected)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_same_bits_beside_seven_other_sequences(isa: str) -> None:
+    model, tokens = stored_model("llama"), tokens_of(50)
+    alone = run_alone(model.native(isa), tokens, 50, BLOCKS)
+    backend = model.native(isa)
+    tables = np.random.default_rng(2).permutation(40).astype(np.int32).reshape(8, 5)
+    others = [tokens_of(50, seed) for seed in range(2, 9)]
+    mine, at = [], 0
+    for count in (1, 7, 20, 1, 1, 20):
+        parts = [(tokens[at : at + count], at, tables[0])]
+        parts += [(ids[at : at + count], at, table) for ids, table in zip(others, tables[1:], strict=True)]
+        order = np.random.default_rng(at).permutation(8)
+        logits = backend.forward(batch_of([parts[i] for i in order])).reshape(8, count, -1)
+        mine.append(logits[int(np.flatnonzero(order == 0)[0])].copy())
+        at += count
+    np.testing.assert_array_equal(np.concatenate(mine), alone)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_only_selected_rows_and_none(isa: str) -> None:
+    model, tokens = stored_model("qwen2"), tokens_of(33)
+    backend = model.native(isa)
+    whole = run_alone(backend, tokens, 33, BLOCKS)
+    some = np.array([0, 5, 32], np.int32)
+    np.testing.assert_array_equal(backend.forward(batch_of([(tokens, 0, OTHER_BLOCKS)], selected=some)), whole[some])
+    assert backend.forward(batch_of([(tokens, 0, BLOCKS)], selected=np.array([], np.int32))).shape == (0, 301)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("token_ids", [301], "token id"),
+        ("token_ids", [-1], "token id"),
+        ("positions", [640], "position"),
+        ("positions", [-1], "position"),
+        ("row_sequence", [1], "row_sequence"),
+        ("block_tables", [[40]], "block table"),
+        ("block_tables", [[-1]], "block table"),
+        ("logits_rows", [1], "logits_rows"),
+        ("logits_rows", [0, 0], "logits_rows"),
+        ("positions", [0, 1], "different lengths"),
+    ],
+)
+def test_a_malformed_step_is_refused(field: str, value: list[int], message: str) -> None:
+    arrays = {
+        "token_ids": np.array([5], np.int32),
+        "positions": np.array([0], np.int32),
+        "row_sequence": np.array([0], np.int32),
+        "block_tables": np.arange(20, dtype=np.int32)[None],
+        "logits_rows": np.array([0], np.int32),
+    }
+    arrays[field] = np.array(value, np.int32)
+    with pytest.raises(ValueError, match=message):
+        stored_model("llama").native("scalar").forward(ForwardBatch(**arrays))
