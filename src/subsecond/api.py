@@ -1,0 +1,171 @@
+"""The package for Python programs: load a model, then generate or stream; wires layers together, computes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from subsecond.backends.protocol import Backend
+from subsecond.core.errors import InputError
+from subsecond.core.settings import settings_of
+from subsecond.engine.local import LocalEngine
+from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.text import Completion, TextStream
+from subsecond.models.checkpoint import Checkpoint, open_checkpoint
+from subsecond.models.detokenizer import StreamingDetokenizer
+from subsecond.models.prompt import Message, encode_messages
+from subsecond.models.store import resolve
+
+MAX_STEP_ROWS = 512
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: Literal["native", "torch"] = "native",
+    isa: str | None = None,
+    num_threads: int | None = None,
+    context_tokens: int | None = None,
+) -> Model:
+    """Load a model, ready to answer.
+
+    model           path of a model file, or a name: `smollm2-135m` needs no account, others come from the hub
+    backend         "native" runs on the processor; "torch" is the slow reference and needs torch
+    isa             instruction set to hold the native kernels to; None takes the best this processor has
+    num_threads     None takes one for each physical core
+    context_tokens  tokens that the key/value memory holds, all live requests together; None takes the model's context
+
+    Raises:
+        InputError: no such model, or a value that is not allowed.
+        FormatError, UnsupportedError: the file is damaged, or needs what this version does not have.
+    """
+    start_s = time.perf_counter()
+    if context_tokens is not None and context_tokens < 2:
+        raise InputError(f"context_tokens={context_tokens} holds no prompt and answer; give at least 2, or None")
+    checkpoint = open_checkpoint(resolve(str(model)))
+    if backend == "native":
+        from subsecond.backends import native
+
+        runner: Backend = native.load(
+            checkpoint, isa=isa, num_threads=num_threads, context_tokens=context_tokens, max_rows=MAX_STEP_ROWS
+        )
+    elif backend == "torch":
+        runner = _load_torch(checkpoint, isa, num_threads, context_tokens)
+    else:
+        raise InputError(f"backend={backend!r} is not allowed; give 'native' or 'torch'")
+    return Model(checkpoint, runner, load_ms=(time.perf_counter() - start_s) * 1e3)
+
+
+class Model:
+    """A loaded model with its engine; to be closed, best by `with`. May be used from any thread and event loop.
+
+    A prompt is a text, which becomes one message of the user, or a list of {"role": ..., "content": ...}; the chat
+    template of the model is applied to both, and what a message says can never act as a control token. With
+    `raw=True` a text goes to the model as it is, control tokens in it included. A model without a chat template
+    continues a text. The other arguments are the fields of `SamplingParams`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, *, load_ms: float = 0.0) -> None:
+        self.checkpoint = checkpoint
+        self.backend = backend
+        self.load_ms = load_ms
+        self.engine = LocalEngine(backend, context_length=checkpoint.config.context_length)
+        self._request_numbers = itertools.count(1)
+
+    def generate(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> Completion:
+        """Answer, and return the whole answer with its usage and times."""
+        return self.stream(prompt, raw=raw, **settings).collect()
+
+    async def agenerate(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> Completion:
+        """As `generate`, without blocking the event loop."""
+        return await self.astream(prompt, raw=raw, **settings).acollect()
+
+    def stream(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> TextStream:
+        """Answer piece by piece, to be read with `for`; leaving the loop ends the answer.
+
+        Raises:
+            InputError: the prompt or a setting is not allowed, or both are too long for the context.
+        """
+        params = _sampling_params(settings)
+        tokenizer = self.checkpoint.tokenizer
+        request = Request(
+            prompt_ids=tuple(self.encode_prompt(prompt, raw=raw)),
+            params=params,
+            id=f"local-{next(self._request_numbers)}",
+            eos_ids=tuple(tokenizer.eos_ids),
+        )
+        return TextStream(
+            self.engine.submit(request),
+            StreamingDetokenizer(tokenizer),
+            stop=params.stop,
+            has_logprobs=params.num_logprobs > 0,
+            load_ms=self.load_ms,
+        )
+
+    def astream(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> TextStream:
+        """As `stream`, to be read with `async for`."""
+        return self.stream(prompt, raw=raw, **settings)
+
+    def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
+        """Return the token ids that a prompt comes to, chat template included."""
+        template = self.checkpoint.chat_template
+        if isinstance(prompt, str):
+            if raw or template is None:
+                return self.encode(prompt, allow_special=raw)
+            prompt = [{"role": "user", "content": prompt}]
+        elif raw:
+            raise InputError("raw=True takes a text, not a list of messages")
+        elif template is None:
+            raise InputError("this model has no chat template; give the prompt as one text")
+        return encode_messages(self.checkpoint.tokenizer, template.render, prompt)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Return the token ids of a text; `allow_special` lets the text of a control token mean that token."""
+        return self.checkpoint.tokenizer.encode(text, allow_special=allow_special)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return self.checkpoint.tokenizer.decode(token_ids)
+
+    def close(self) -> None:
+        """End what is live and free the memory; the model cannot be used afterwards. May be called again."""
+        self.engine.close()
+        self.backend.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _sampling_params(settings: dict[str, Any]) -> SamplingParams:
+    known = [item.name for item in settings_of(SamplingParams)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise InputError(f"unknown setting {', '.join(unknown)}; there are {', '.join(known)}")
+    return SamplingParams(**settings)
+
+
+def _load_torch(
+    checkpoint: Checkpoint, isa: str | None, num_threads: int | None, context_tokens: int | None
+) -> Backend:
+    if isa is not None or num_threads is not None:
+        raise InputError("isa and num_threads are settings of the native backend; leave them out with backend='torch'")
+    from subsecond.backends.torch import TorchBackend
+
+    block_tokens = 32
+    num_tokens = context_tokens or checkpoint.config.context_length
+    return TorchBackend(
+        checkpoint.graph(),
+        checkpoint.weights,
+        num_blocks=-(-num_tokens // block_tokens),
+        block_tokens=block_tokens,
+        max_rows=MAX_STEP_ROWS,
+    )

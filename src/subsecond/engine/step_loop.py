@@ -1,0 +1,124 @@
+"""Run steps for live requests and hand each token to its stream; knows no threads, the engine around it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from subsecond.backends.batch import SampleResult
+from subsecond.backends.protocol import Backend
+from subsecond.core.errors import SubsecondError
+from subsecond.engine.batch_builder import forward_batch, sample_batch
+from subsecond.engine.request import FinishReason, TokenEvent
+from subsecond.engine.scheduler import Scheduler, Sequence, StepPlan
+from subsecond.engine.stream import TokenStream
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """Sums since the loop was made, and what the last failed step raised."""
+
+    num_steps: int = 0
+    num_rows: int = 0
+    num_cached_tokens: int = 0
+    num_failed_steps: int = 0
+    last_error: str | None = None
+
+
+class StepLoop:
+    """Live requests with their streams, by request id. `forget` is called with the id of each that has ended."""
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, forget: Callable[[str], None]) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._forget = forget
+        self._live: dict[str, tuple[Sequence, TokenStream]] = {}
+        self.counts = StepCounts()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step is due."""
+        return self._scheduler.has_work
+
+    def add(self, sequence: Sequence, stream: TokenStream) -> None:
+        """Take up a request."""
+        self._live[sequence.request.id] = (sequence, stream)
+        self._scheduler.add(sequence)
+
+    def cancel(self, stream: TokenStream) -> None:
+        """End the request of a stream and release its blocks; one that has ended is left alone."""
+        sequence, live_stream = self._live.get(stream.request_id, (None, None))
+        if sequence is not None and live_stream is stream:
+            self._end(sequence)
+            stream.push(TokenEvent(None, 0.0, (), sequence.num_answer_tokens, "cancelled"))
+
+    def cancel_all(self) -> None:
+        """End every live request."""
+        for _, stream in list(self._live.values()):
+            self.cancel(stream)
+
+    def step(self) -> None:
+        """Compute one step. If the backend raises, the requests in it end by that error and the others go on."""
+        plan = self._scheduler.plan()
+        assert plan.spans, "there is work, and no row of it fits into a step"
+        wanting = [span.sequence for span in plan.spans if span.wants_logits]
+        try:
+            self._backend.forward(forward_batch(plan))
+            result = self._backend.sample(sample_batch(wanting)) if wanting else None
+        except Exception as error:
+            self._fail(plan, error)
+            return
+        self._scheduler.commit(plan)
+        self.counts.num_steps += 1
+        self.counts.num_rows += plan.num_rows
+        if result is not None:
+            self._deliver(wanting, result)
+
+    def _deliver(self, sequences: list[Sequence], result: SampleResult) -> None:
+        token_ids = result.token_ids.tolist()
+        logprobs = result.logprobs.tolist()
+        for row, sequence in enumerate(sequences):
+            _, stream = self._live[sequence.request.id]
+            num_logprobs = sequence.request.params.num_logprobs
+            top: tuple[tuple[int, float], ...] = ()
+            if num_logprobs:
+                top = tuple(zip(result.top_ids[row].tolist(), result.top_logprobs[row].tolist(), strict=True))
+            if sequence.num_answer_tokens == 0:
+                stream.cached_tokens = sequence.num_cached_tokens or 0
+                self.counts.num_cached_tokens += stream.cached_tokens
+            sequence.append(token_ids[row])
+            reason = _finish_reason(sequence)
+            index = sequence.num_answer_tokens - 1
+            if reason is not None:
+                self._end(sequence)
+            stream.push(TokenEvent(token_ids[row], logprobs[row], top[:num_logprobs], index, reason))
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        self.counts.num_failed_steps += 1
+        self.counts.last_error = repr(error)
+        for span in plan.spans:
+            _, stream = self._live[span.sequence.request.id]
+            self._end(span.sequence)
+            stream.fail(failure_of(error))
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        del self._live[sequence.request.id]
+        self._forget(sequence.request.id)
+
+
+def _finish_reason(sequence: Sequence) -> FinishReason | None:
+    """Return why the answer ends with its last token, or None."""
+    request, token_id = sequence.request, sequence.token_ids[-1]
+    if token_id in request.params.stop_token_ids:
+        return "stop"
+    if token_id in request.eos_ids and not request.params.ignore_eos:
+        return "stop"
+    return "length" if len(sequence.token_ids) >= sequence.max_length else None
+
+
+def failure_of(error: Exception) -> SubsecondError:
+    """Return what a reader gets; an exception object of its own, because raising one changes its traceback."""
+    failure = SubsecondError(f"the step that computed this request failed: {error!r}; the tokens before it are valid")
+    failure.__cause__ = error
+    return failure

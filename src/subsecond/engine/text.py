@@ -1,0 +1,214 @@
+"""The text of an answer: token events through the detokenizer, cut at stop strings; keeps no half of either."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterable
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from subsecond.engine.request import FinishReason, TokenEvent
+from subsecond.engine.stream import TokenStream
+
+
+class Detokenizer(Protocol):
+    """Text of token ids that come one by one."""
+
+    def push(self, token_id: int) -> str:
+        """Return the whole characters that this token completes."""
+
+    def finish(self) -> str:
+        """Return what is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of one token of the answer, and (token id, logprob) of the most likely ones at its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """The next piece of text with the tokens read since the piece before; `logprobs` is empty unless asked for."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request. The one that ended the answer counts as completion, cached_tokens are part of the prompt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds: loading the model (once), submission to first token, mean of each after it, submission to last.
+
+    What did not happen is None.
+    """
+
+    load_ms: float
+    ttft_ms: float | None
+    tpot_ms: float | None
+    total_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. `token_ids` holds every token the model chose, also the one that ended it; `text` does not.
+
+    seed and variant say what to give, and with which arithmetic, to get the same answer again.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...]
+    usage: Usage
+    timing: Timing
+    seed: int
+    variant: str
+
+
+class StopMatcher:
+    """Passes text on up to the first stop string to be completed, and holds back what may still become one."""
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, text: str) -> str:
+        """Return the text that is certain not to belong to a stop string."""
+        if self.is_stopped:
+            return ""
+        text = self._held + text
+        ends = [(text.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in text]
+        if ends:
+            # the first to be complete, so that the result does not depend on where the pieces were cut
+            end, minus_length = min(ends)
+            self.is_stopped = True
+            self._held = ""
+            return text[: end + minus_length]
+        num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def finish(self) -> str:
+        """Return what was held back, now that no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that begins the stop string without completing it."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if stop.startswith(text[-length:])), 0)
+
+
+class TextStream:
+    """The chunks of one answer, read once with `for` or `async for`; leaving the loop early cancels the request.
+
+    `completion` is there after the last chunk; `collect` and `acollect` read to the end and return it.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenStream,
+        detokenizer: Detokenizer,
+        *,
+        stop: Iterable[str] = (),
+        has_logprobs: bool = False,
+        load_ms: float = 0.0,
+    ) -> None:
+        self.tokens = tokens
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stop)
+        self._has_logprobs = has_logprobs
+        self._load_ms = load_ms
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._num_sent = 0
+        self._finish_reason: FinishReason | None = None
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer; None before its end."""
+        if self._finish_reason is None:
+            return None
+        tokens = self.tokens
+        return Completion(
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            finish_reason=self._finish_reason,
+            logprobs=tuple(self._logprobs),
+            usage=Usage(tokens.num_prompt_tokens, len(self._token_ids), tokens.cached_tokens),
+            timing=Timing(self._load_ms, tokens.ttft_ms, tokens.tpot_ms, tokens.total_ms),
+            seed=tokens.seed,
+            variant=tokens.variant,
+        )
+
+    def cancel(self) -> None:
+        """Ask the engine to end the answer; the chunks before it and a last one, "cancelled", can still be read."""
+        self.tokens.cancel()
+
+    def collect(self) -> Completion:
+        """Read to the end and return the whole answer; raises SubsecondError if the engine failed."""
+        for _ in self:
+            pass
+        return cast(Completion, self.completion)
+
+    async def acollect(self) -> Completion:
+        """As `collect`, without blocking the event loop."""
+        async for _ in self:
+            pass
+        return cast(Completion, self.completion)
+
+    def __iter__(self) -> Generator[TextChunk, None, None]:
+        """Yield chunks that have text, and a last one with the finish reason; raises SubsecondError on failure."""
+        with closing(iter(self.tokens)) as events:
+            for event in events:
+                chunk = self._chunk_of(event)
+                if chunk is not None:
+                    yield chunk
+                if self._finish_reason is not None:
+                    return
+
+    async def __aiter__(self) -> AsyncGenerator[TextChunk, None]:
+        """As `__iter__`, without blocking the event loop."""
+        async with aclosing(aiter(self.tokens)) as events:
+            async for event in events:
+                chunk = self._chunk_of(event)
+                if chunk is not None:
+                    yield chunk
+                if self._finish_reason is not None:
+                    return
+
+    def _chunk_of(self, event: TokenEvent) -> TextChunk | None:
+        """Take up an event; return the chunk it completes, None if its text has to wait for the next."""
+        text = ""
+        if event.token_id is not None:
+            self._token_ids.append(event.token_id)
+            if self._has_logprobs:
+                self._logprobs.append(TokenLogprobs(event.token_id, event.logprob, event.top_logprobs))
+            if event.finish_reason != "stop":  # the token that ends an answer is no part of its text
+                text = self._matcher.push(self._detokenizer.push(event.token_id))
+        if event.finish_reason is not None and not self._matcher.is_stopped:
+            text += self._matcher.push(self._detokenizer.finish())
+            text += self._matcher.finish()
+        self._finish_reason = "stop" if self._matcher.is_stopped else event.finish_reason
+        if not text and self._finish_reason is None:
+            return None
+        start, self._num_sent = self._num_sent, len(self._token_ids)
+        self._texts.append(text)
+        return TextChunk(text, tuple(self._token_ids[start:]), self._finish_reason, tuple(self._logprobs[start:]))
