@@ -1,4 +1,5 @@
-// The Python module: the machine, packed weights and memory; executor, kernels and sampler are in files beside this one.
+// The Python module: the machine, packed weights and memory; executor, kernels and sampler are in files beside this
+// one.
 
 #include "bindings.h"
 
@@ -119,19 +120,24 @@ double measure_bandwidth(int num_threads, int64_t num_bytes, int repeats) {
 }  // namespace
 
 NB_MODULE(_native, module) {
+  // Threads that still run at exit keep models alive; that is no leak to warn of.
+  nb::set_leak_warnings(false);
   module.doc() = "Kernels, executor and sampler of subsecond in C++.";
-  module.def("cpu_features", &features, "Instruction sets that processor and operating system allow.");
+  module.def("cpu_features", &features, nb::sig("def cpu_features() -> dict[str, bool]"),
+             "Instruction sets that processor and operating system allow.");
   module.def("available_isas", &isas, "Instruction sets with kernels that run here, best first.");
   module.def("self_test", &run_self_test, nb::arg("isa"),
+             nb::sig("def self_test(isa: str) -> list[tuple[str, float, float, bool]]"),
              "Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).");
-  module.def("measure_bandwidth", &measure_bandwidth, nb::arg("num_threads"), nb::arg("num_bytes"), nb::arg("repeats") = 3,
-             "Memory read bandwidth in GB/s.");
+  module.def("measure_bandwidth", &measure_bandwidth, nb::arg("num_threads"), nb::arg("num_bytes"),
+             nb::arg("repeats") = 3, "Memory read bandwidth in GB/s.");
   module.def("packed_size", &packed_size, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              "Bytes of a packed weight.");
-  module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"), nb::arg("stored"),
-             nb::arg("packed"), "Reorder a stored tensor into its packed form.");
+  module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
+             nb::arg("stored"), nb::arg("packed"), "Reorder a stored tensor into its packed form.");
   module.def(
       "allocate", [](size_t num_bytes) { return as_array(Buffer(num_bytes)); }, nb::arg("num_bytes"),
+      nb::sig("def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]"),
       "Zeroed uint8 array in huge pages where the system grants them.");
   module.def("kv_head_bytes", &kv_head_bytes, nb::arg("isa"), nb::arg("head_dim"),
              "Bytes of one key/value block of one head.");

@@ -31,7 +31,8 @@ class PyExecutor {
              int64_t selected_floats, int64_t num_layers, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim)
       : executor_(checked_kernels(isa), ExecutorConfig{num_threads, max_rows, vocab_size, all_floats, selected_floats,
                                                        num_layers, num_blocks, num_kv_heads, head_dim}) {
-    if (num_threads < 1 || max_rows < 1 || num_blocks < 1) throw nb::value_error("threads, rows and blocks are at least 1");
+    if (num_threads < 1 || max_rows < 1 || num_blocks < 1)
+      throw nb::value_error("threads, rows and blocks are at least 1");
     if (head_dim < 1 || head_dim > 1024) throw nb::value_error("head_dim must lie between 1 and 1024");
   }
 
@@ -65,14 +66,16 @@ class PyExecutor {
     executor_.add_call(std::move(call));
   }
 
-  void add_linear(nb::object output, nb::object input, const std::vector<int64_t>& weights, const std::vector<int64_t>& biases,
-                  int64_t norm, float norm_eps, bool is_gated, nb::object residual) {
+  void add_linear(nb::object output, nb::object input, const std::vector<int64_t>& weights,
+                  const std::vector<int64_t>& biases, int64_t norm, float norm_eps, bool is_gated,
+                  nb::object residual) {
     Call call;
     call.kind = Call::Kind::kLinear;
     call.output = operand_from(output);
     call.inputs[0] = operand_from(input);
     call.residual = operand_from(residual);
-    if (weights.empty() || weights.size() != biases.size()) throw nb::value_error("a linear has one bias entry a weight");
+    if (weights.empty() || weights.size() != biases.size())
+      throw nb::value_error("a linear has one bias entry a weight");
     for (const int64_t index : weights) call.weights.push_back(weights_.at(static_cast<size_t>(index)));
     for (size_t i = 0; i < biases.size(); ++i) call.biases.push_back(vector(biases[i], call.weights[i].num_outputs));
     call.width = call.weights[0].num_inputs;
@@ -86,8 +89,8 @@ class PyExecutor {
     executor_.add_call(std::move(call));
   }
 
-  void add_attention(nb::object output, nb::object query, nb::object key, nb::object value, int64_t layer, int64_t num_heads,
-                     int64_t num_kv_heads, int64_t head_dim, float scale, int rotary) {
+  void add_attention(nb::object output, nb::object query, nb::object key, nb::object value, int64_t layer,
+                     int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale, int rotary) {
     const ExecutorConfig& config = executor_.config();
     if (layer < 0 || layer >= config.num_layers || num_kv_heads != config.num_kv_heads || head_dim != config.head_dim ||
         num_heads < 1 || num_heads % num_kv_heads != 0)
@@ -136,11 +139,12 @@ class PyExecutor {
   void set_logits(nb::object logits) { executor_.set_logits(operand_from(logits)); }
 
   // Logits [selected rows][vocab_size] as a view that the next step overwrites.
-  nb::object forward(const Ints& token_ids, const Ints& positions, const Ints& row_sequence, const IntRows& block_tables,
-                     const Ints& logits_rows) {
-    const Batch batch{token_ids.data(),    positions.data(), row_sequence.data(), static_cast<int64_t>(token_ids.shape(0)),
-                      block_tables.data(), static_cast<int64_t>(block_tables.shape(1)), logits_rows.data(),
-                      static_cast<int64_t>(logits_rows.shape(0))};
+  nb::object forward(const Ints& token_ids, const Ints& positions, const Ints& row_sequence,
+                     const IntRows& block_tables, const Ints& logits_rows) {
+    const Batch batch{token_ids.data(),    positions.data(),
+                      row_sequence.data(), static_cast<int64_t>(token_ids.shape(0)),
+                      block_tables.data(), static_cast<int64_t>(block_tables.shape(1)),
+                      logits_rows.data(),  static_cast<int64_t>(logits_rows.shape(0))};
     if (positions.shape(0) != token_ids.shape(0) || row_sequence.shape(0) != token_ids.shape(0))
       throw nb::value_error("token_ids, positions and row_sequence have different lengths");
     check_batch(batch, static_cast<int64_t>(block_tables.shape(0)));
@@ -149,7 +153,8 @@ class PyExecutor {
       nb::gil_scoped_release release;
       logits = executor_.forward(batch);
     }
-    const size_t shape[2] = {static_cast<size_t>(batch.num_selected), static_cast<size_t>(executor_.config().vocab_size)};
+    const size_t shape[2] = {static_cast<size_t>(batch.num_selected),
+                             static_cast<size_t>(executor_.config().vocab_size)};
     return nb::cast(nb::ndarray<nb::numpy, const float, nb::ndim<2>>(logits, 2, shape, nb::find(this)));
   }
 
@@ -169,7 +174,8 @@ class PyExecutor {
 
   const float* vector(int64_t index, int64_t size) const {
     if (index < 0) return nullptr;
-    if (vector_sizes_.at(static_cast<size_t>(index)) != size) throw nb::value_error("a vector has not the width it is used for");
+    if (vector_sizes_.at(static_cast<size_t>(index)) != size)
+      throw nb::value_error("a vector has not the width it is used for");
     return vectors_[static_cast<size_t>(index)];
   }
 
@@ -188,14 +194,18 @@ class PyExecutor {
     if (batch.num_rows < 1 || batch.num_rows > config.max_rows) throw nb::value_error("a step has 1 to max_rows rows");
     for (int64_t r = 0; r < batch.num_rows; ++r) {
       const int64_t sequence = batch.row_sequence[r], position = batch.positions[r];
-      if (batch.token_ids[r] < 0 || batch.token_ids[r] >= config.vocab_size) throw nb::value_error("token id out of range");
+      if (batch.token_ids[r] < 0 || batch.token_ids[r] >= config.vocab_size)
+        throw nb::value_error("token id out of range");
       if (sequence < 0 || sequence >= num_sequences) throw nb::value_error("row_sequence out of range");
-      if (position < 0 || position / kBlockTokens >= batch.blocks_per_sequence) throw nb::value_error("position out of range");
-      for (int64_t b = r && batch.row_sequence[r - 1] == sequence ? position / kBlockTokens : 0; b <= position / kBlockTokens; ++b) {
+      if (position < 0 || position / kBlockTokens >= batch.blocks_per_sequence)
+        throw nb::value_error("position out of range");
+      for (int64_t b = r && batch.row_sequence[r - 1] == sequence ? position / kBlockTokens : 0;
+           b <= position / kBlockTokens; ++b) {
         const int64_t block = batch.block_tables[sequence * batch.blocks_per_sequence + b];
         if (block < 0 || block >= config.num_blocks) throw nb::value_error("block table entry out of range");
       }
-      if (r && (sequence < batch.row_sequence[r - 1] || (sequence == batch.row_sequence[r - 1] && position != batch.positions[r - 1] + 1)))
+      if (r && (sequence < batch.row_sequence[r - 1] ||
+                (sequence == batch.row_sequence[r - 1] && position != batch.positions[r - 1] + 1)))
         throw nb::value_error("rows must be ordered by sequence and at consecutive positions");
     }
     for (int64_t i = 0; i < batch.num_selected; ++i)
@@ -216,25 +226,33 @@ void bind_executor(nb::module_& module) {
   nb::class_<PyExecutor>(module, "Executor", "Runs one segment of a plan; see executor.h.")
       .def(nb::init<const std::string&, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(),
            nb::arg("isa"), nb::arg("num_threads"), nb::arg("max_rows"), nb::arg("vocab_size"), nb::arg("all_floats"),
-           nb::arg("selected_floats"), nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("num_kv_heads"), nb::arg("head_dim"))
-      .def("add_weight", &PyExecutor::add_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"), nb::arg("packed"))
+           nb::arg("selected_floats"), nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("num_kv_heads"),
+           nb::arg("head_dim"))
+      .def("add_weight", &PyExecutor::add_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
+           nb::arg("packed"))
       .def("add_vector", &PyExecutor::add_vector, nb::arg("values"))
       .def("add_rotary", &PyExecutor::add_rotary, nb::arg("frequencies"), nb::arg("is_interleaved"))
       .def("add_embed", &PyExecutor::add_embed, nb::arg("output"), nb::arg("weight"))
-      .def("add_linear", &PyExecutor::add_linear, nb::arg("output"), nb::arg("input"), nb::arg("weights"), nb::arg("biases"),
-           nb::arg("norm"), nb::arg("norm_eps"), nb::arg("is_gated"), nb::arg("residual").none())
-      .def("add_attention", &PyExecutor::add_attention, nb::arg("output"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
-           nb::arg("layer"), nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("rotary"))
-      .def("add_rms_norm", &PyExecutor::add_rms_norm, nb::arg("output"), nb::arg("input"), nb::arg("width"), nb::arg("norm"),
-           nb::arg("norm_eps"))
-      .def("add_rope", &PyExecutor::add_rope, nb::arg("output"), nb::arg("input"), nb::arg("width"), nb::arg("head_dim"),
-           nb::arg("rotary"))
-      .def("add_gated_silu", &PyExecutor::add_gated_silu, nb::arg("output"), nb::arg("gate"), nb::arg("up"), nb::arg("width"))
+      .def("add_linear", &PyExecutor::add_linear, nb::arg("output"), nb::arg("input"), nb::arg("weights"),
+           nb::arg("biases"), nb::arg("norm"), nb::arg("norm_eps"), nb::arg("is_gated"), nb::arg("residual").none())
+      .def("add_attention", &PyExecutor::add_attention, nb::arg("output"), nb::arg("query"), nb::arg("key"),
+           nb::arg("value"), nb::arg("layer"), nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"),
+           nb::arg("scale"), nb::arg("rotary"))
+      .def("add_rms_norm", &PyExecutor::add_rms_norm, nb::arg("output"), nb::arg("input"), nb::arg("width"),
+           nb::arg("norm"), nb::arg("norm_eps"))
+      .def("add_rope", &PyExecutor::add_rope, nb::arg("output"), nb::arg("input"), nb::arg("width"),
+           nb::arg("head_dim"), nb::arg("rotary"))
+      .def("add_gated_silu", &PyExecutor::add_gated_silu, nb::arg("output"), nb::arg("gate"), nb::arg("up"),
+           nb::arg("width"))
       .def("add_add", &PyExecutor::add_add, nb::arg("output"), nb::arg("left"), nb::arg("right"), nb::arg("width"))
       .def("add_select_rows", &PyExecutor::add_select_rows, nb::arg("output"), nb::arg("input"), nb::arg("width"))
       .def("set_logits", &PyExecutor::set_logits, nb::arg("logits"))
       .def("forward", &PyExecutor::forward, nb::arg("token_ids"), nb::arg("positions"), nb::arg("row_sequence"),
-           nb::arg("block_tables"), nb::arg("logits_rows"))
+           nb::arg("block_tables"), nb::arg("logits_rows"),
+           nb::sig("def forward(self, token_ids: numpy.typing.NDArray[numpy.int32], "
+                   "positions: numpy.typing.NDArray[numpy.int32], row_sequence: numpy.typing.NDArray[numpy.int32], "
+                   "block_tables: numpy.typing.NDArray[numpy.int32], logits_rows: numpy.typing.NDArray[numpy.int32]"
+                   ") -> numpy.typing.NDArray[numpy.float32]"))
       .def("set_profiling", &PyExecutor::set_profiling, nb::arg("is_on"))
       .def("call_ns", &PyExecutor::call_ns)
       .def("kv_bytes", &PyExecutor::kv_bytes);

@@ -54,14 +54,13 @@ nb::object owned_array(T*& data, std::initializer_list<size_t> shape) {
   return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
 }
 
-nb::tuple sample_arrays(const Logits& logits, const Vector<float>& temperature, const Vector<int32_t>& top_k,
-                        const Vector<float>& top_p, const Vector<float>& min_p, const Vector<float>& repetition_penalty,
-                        const Vector<float>& presence_penalty, const Vector<float>& frequency_penalty,
-                        const Vector<uint64_t>& seed, const Vector<int32_t>& sample_index,
-                        const Vector<int32_t>& position, const Vector<int32_t>& bias_offsets,
-                        const Vector<int32_t>& bias_ids, const Vector<float>& bias_values,
-                        const Vector<int32_t>& history_offsets, const Vector<int32_t>& history_ids,
-                        const Vector<int32_t>& history_counts, int64_t num_logprobs) {
+nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
+    const Logits& logits, const Vector<float>& temperature, const Vector<int32_t>& top_k, const Vector<float>& top_p,
+    const Vector<float>& min_p, const Vector<float>& repetition_penalty, const Vector<float>& presence_penalty,
+    const Vector<float>& frequency_penalty, const Vector<uint64_t>& seed, const Vector<int32_t>& sample_index,
+    const Vector<int32_t>& position, const Vector<int32_t>& bias_offsets, const Vector<int32_t>& bias_ids,
+    const Vector<float>& bias_values, const Vector<int32_t>& history_offsets, const Vector<int32_t>& history_ids,
+    const Vector<int32_t>& history_counts, int64_t num_logprobs) {
   const int64_t num_rows = static_cast<int64_t>(logits.shape(0));
   const int64_t vocab_size = static_cast<int64_t>(logits.shape(1));
   const int64_t num_biases = static_cast<int64_t>(bias_ids.shape(0));
@@ -103,7 +102,8 @@ nb::tuple sample_arrays(const Logits& logits, const Vector<float>& temperature, 
     nb::gil_scoped_release release;
     first_failed = sample(input, output);
   }
-  return nb::make_tuple(token_ids, logprobs, top_ids, top_logprobs, first_failed);
+  return nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t>(
+      nb::make_tuple(token_ids, logprobs, top_ids, top_logprobs, first_failed));
 }
 
 }  // namespace

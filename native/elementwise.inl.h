@@ -29,7 +29,9 @@ static inline V silu_times(V gate, V up) {
 
 // --- normalization and element-wise operators -----------------------------------------------------------------------
 
-static inline V load_lanes(const float* p, int64_t left) { return left >= 16 ? V::load(p) : V::load_n(p, static_cast<int>(left)); }
+static inline V load_lanes(const float* p, int64_t left) {
+  return left >= 16 ? V::load(p) : V::load_n(p, static_cast<int>(left));
+}
 
 static inline void store_lanes(float* p, V v, int64_t left) {
   if (left >= 16)

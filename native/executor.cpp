@@ -45,7 +45,8 @@ Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
     : kernels_(kernels),
       config_(config),
       all_(static_cast<size_t>(config.all_floats * config.max_rows) * sizeof(float)),
-      cache_(static_cast<size_t>(config.num_layers * config.num_blocks * config.num_kv_heads * kernels.head_bytes(config.head_dim))) {}
+      cache_(static_cast<size_t>(config.num_layers * config.num_blocks * config.num_kv_heads *
+                                 kernels.head_bytes(config.head_dim))) {}
 
 int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved) {
   rotaries_.push_back({std::move(frequencies), is_interleaved, {}});
@@ -53,7 +54,8 @@ int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved) {
 }
 
 void Executor::add_call(Call call) {
-  if (call.kind == Call::Kind::kLinear || call.kind == Call::Kind::kEmbed) max_inputs_ = std::max(max_inputs_, call.width);
+  if (call.kind == Call::Kind::kLinear || call.kind == Call::Kind::kEmbed)
+    max_inputs_ = std::max(max_inputs_, call.width);
   if (call.kind == Call::Kind::kAttention) longest_group_ = call.num_heads / call.num_kv_heads;
   calls_.push_back(std::move(call));
   call_ns.push_back(0);
@@ -91,7 +93,8 @@ void Executor::prepare(const Batch& batch) {
     int64_t end = row + 1;
     while (end < batch.num_rows && batch.row_sequence[end] == batch.row_sequence[row]) ++end;
     const auto span = static_cast<int32_t>(spans_.size());
-    spans_.push_back({row, end, batch.positions[row], batch.block_tables + batch.row_sequence[row] * batch.blocks_per_sequence});
+    spans_.push_back(
+        {row, end, batch.positions[row], batch.block_tables + batch.row_sequence[row] * batch.blocks_per_sequence});
     last_position = std::max<int64_t>(last_position, batch.positions[end - 1]);
     for (int64_t begin = row; begin < end;) {
       const int64_t left = kBlockTokens - batch.positions[begin] % kBlockTokens;
@@ -127,8 +130,12 @@ void Executor::run_linear(const Call& call, Step& step) {
   auto* unit_counter = step.take_counter(counters_);
   if (num_rows == 0) return;
   const bool is_private = num_rows <= kPrivateRows;
-  const PackArgs pack{locate(call.inputs[0], step.batch), num_rows,      call.width, call.norm_weight,
-                      call.norm_eps, is_private ? step.private_packed : packed_.data()};
+  const PackArgs pack{locate(call.inputs[0], step.batch),
+                      num_rows,
+                      call.width,
+                      call.norm_weight,
+                      call.norm_eps,
+                      is_private ? step.private_packed : packed_.data()};
   const int64_t num_groups = (num_rows + kGroupRows - 1) / kGroupRows;
   if (is_private) {
     kernels_.pack_rows(pack, 0, num_groups);
@@ -136,8 +143,14 @@ void Executor::run_linear(const Call& call, Step& step) {
     share_work(pack_counter, num_groups, 1, [&](int64_t begin, int64_t end) { kernels_.pack_rows(pack, begin, end); });
     step.barrier.wait();
   }
-  const LinearArgs args{pack.packed,     num_rows, call.weights.data(), call.biases.data(), static_cast<int>(call.weights.size()),
-                        call.is_gated, locate(call.residual, step.batch), locate(call.output, step.batch)};
+  const LinearArgs args{pack.packed,
+                        num_rows,
+                        call.weights.data(),
+                        call.biases.data(),
+                        static_cast<int>(call.weights.size()),
+                        call.is_gated,
+                        locate(call.residual, step.batch),
+                        locate(call.output, step.batch)};
   const int64_t num_units = linear_units(args);
   const int64_t chunk = std::max<int64_t>(1, num_units / (config_.num_threads * kChunksPerThread));
   share_work(unit_counter, num_units, chunk,
@@ -188,7 +201,8 @@ void Executor::run_element_wise(const Call& call, Step& step) {
   const int64_t num_rows = rows_of(call.output, batch);
   auto* counter = step.take_counter(counters_);
   step.take_counter(counters_);
-  const Matrix in = locate(call.inputs[0], batch), second = locate(call.inputs[1], batch), out = locate(call.output, batch);
+  const Matrix in = locate(call.inputs[0], batch), second = locate(call.inputs[1], batch),
+               out = locate(call.output, batch);
   share_work(counter, num_rows, 4, [&](int64_t begin, int64_t end) {
     switch (call.kind) {
       case Call::Kind::kEmbed:
@@ -198,7 +212,8 @@ void Executor::run_element_wise(const Call& call, Step& step) {
         return kernels_.rms_norm(in, out, call.width, call.norm_weight, call.norm_eps, begin, end);
       case Call::Kind::kRope: {
         const Rotary& rotary = rotaries_[static_cast<size_t>(call.rotary)];
-        const RotaryArgs args{rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()), rotary.is_interleaved};
+        const RotaryArgs args{rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()),
+                              rotary.is_interleaved};
         return kernels_.rope(in, out, args, call.head_dim, call.width / call.head_dim, batch.positions, begin, end);
       }
       case Call::Kind::kGatedSilu:

@@ -1,11 +1,11 @@
 // Attention of the f32 arithmetic; included by f32_kernels.inl.h.
 //
-// A block of 32 positions of one head is K [head_dim][32] then V [32][padded head_dim], float32. Rows walk the blocks in
-// order with a running maximum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), one block a time, so that
-// the order of every sum depends on positions alone.
+// A block of 32 positions of one head is K [head_dim][32] then V [32][padded head_dim], float32. Rows walk the blocks
+// in order with a running maximum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), one block a time, so
+// that the order of every sum depends on positions alone.
 
-constexpr int kAttendRows = 8;      // rows of one piece of work
-constexpr int kHeadBlock = 4;       // query heads that share one pass over K and V
+constexpr int kAttendRows = 8;  // rows of one piece of work
+constexpr int kHeadBlock = 4;   // query heads that share one pass over K and V
 
 static int64_t head_bytes(int64_t head_dim) {
   return kBlockTokens * (head_dim + padded_width(head_dim)) * static_cast<int64_t>(sizeof(float));
@@ -18,7 +18,8 @@ static inline float* head_block(const AttentionArgs& args, const Span& span, int
   return reinterpret_cast<float*>(args.cache.data + index * args.cache.head_bytes);
 }
 
-static void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch) {
+static void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+                     uint8_t* scratch) {
   float* rotated = reinterpret_cast<float*>(scratch);
   const int64_t padded = padded_width(args.head_dim);
   for (int64_t row = begin; row < end; ++row) {
@@ -74,8 +75,8 @@ static inline void score_block(const float* queries, const float* k_block, const
 }
 
 template <int H>
-static inline void add_values(const float* v_block, int64_t padded, int count, const float* weights, const float* factors,
-                              float* outputs) {
+static inline void add_values(const float* v_block, int64_t padded, int count, const float* weights,
+                              const float* factors, float* outputs) {
   for (int64_t c = 0; c < padded; c += 16) {
     V sum[H];
     for (int h = 0; h < H; ++h) sum[h] = V::mul(V::load(outputs + h * padded + c), V::set1(factors[h]));
@@ -108,7 +109,8 @@ static inline void attend_heads(const AttentionArgs& args, const Span& span, int
       V::store(outputs + h * padded + c, V::div(V::load(outputs + h * padded + c), V::set1(states[h].sum)));
 }
 
-static void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch) {
+static void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+                   uint8_t* scratch) {
   const int64_t padded = padded_width(args.head_dim), group = args.num_heads / args.num_kv_heads;
   float* queries = reinterpret_cast<float*>(scratch);
   float* outputs = queries + kHeadBlock * padded;

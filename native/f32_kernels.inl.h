@@ -1,4 +1,5 @@
-// Kernels of the f32 arithmetic, written once over a vector `V` of sixteen floats and compiled once per instruction set.
+// Kernels of the f32 arithmetic, written once over a vector `V` of sixteen floats and compiled once per instruction
+// set.
 //
 // The including file defines, in its own namespace, `V` with the operations used here, kRowBlock, kColumnBlock and the
 // code readers.
@@ -7,7 +8,8 @@
 
 // --- element-wise operators -----------------------------------------------------------------------------------------
 
-static void rms_norm(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin, int64_t end) {
+static void rms_norm(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin,
+                     int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const float* x = input.row(row);
     const V factor = V::set1(norm_factor(x, width, eps));
@@ -71,15 +73,24 @@ static inline void read_scales(Format format, const uint8_t* header, const uint8
 // The sixteen codes of row n from input 16 * half on, as floats; plain formats give the weights themselves.
 static inline V read_codes(Format format, const uint8_t* tile, int n, int half) {
   switch (format) {
-    case Format::kF32: return V::load(reinterpret_cast<const float*>(tile) + 32 * n + 16 * half);
-    case Format::kF16: return codes_f16(tile + 64 * n + 32 * half);
-    case Format::kBF16: return codes_bf16(tile + 64 * n + 32 * half);
-    case Format::kQ4_0: return codes_u4(tile + 32 + 16 * n, half);
-    case Format::kQ4_1: return codes_u4(tile + 64 + 16 * n, half);
-    case Format::kQ5_0: return codes_u5(tile + 96 + 16 * n, tile + 32 + 4 * n, half);
-    case Format::kQ8_0: return codes_s8(tile + 32 + 32 * n + 16 * half);
-    case Format::kQ4_K: return codes_u4(tile + 32 + 16 * n, half);
-    default: return codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, half);
+    case Format::kF32:
+      return V::load(reinterpret_cast<const float*>(tile) + 32 * n + 16 * half);
+    case Format::kF16:
+      return codes_f16(tile + 64 * n + 32 * half);
+    case Format::kBF16:
+      return codes_bf16(tile + 64 * n + 32 * half);
+    case Format::kQ4_0:
+      return codes_u4(tile + 32 + 16 * n, half);
+    case Format::kQ4_1:
+      return codes_u4(tile + 64 + 16 * n, half);
+    case Format::kQ5_0:
+      return codes_u5(tile + 96 + 16 * n, tile + 32 + 4 * n, half);
+    case Format::kQ8_0:
+      return codes_s8(tile + 32 + 32 * n + 16 * half);
+    case Format::kQ4_K:
+      return codes_u4(tile + 32 + 16 * n, half);
+    default:
+      return codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, half);
   }
 }
 
@@ -200,6 +211,6 @@ static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
-  return Kernels{isa,       "f32",    "f32",    activation_bytes, scratch_bytes, head_bytes, pack_rows, linear,
-                 store_kv,  attend,   attend_rows, rms_norm,      rope,          gated_silu, add,       unpack_row};
+  return Kernels{isa,      "f32",  "f32",       activation_bytes, scratch_bytes, head_bytes, pack_rows, linear,
+                 store_kv, attend, attend_rows, rms_norm,         rope,          gated_silu, add,       unpack_row};
 }

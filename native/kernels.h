@@ -28,7 +28,7 @@ struct PackArgs {
   int64_t width;
   const float* norm_weight;  // null: no norm
   float norm_eps;
-  uint8_t* packed;           // activation_bytes(num_rows, width)
+  uint8_t* packed;  // activation_bytes(num_rows, width)
 };
 
 struct LinearArgs {
@@ -37,7 +37,7 @@ struct LinearArgs {
   const PackedWeight* weights;
   const float* const* biases;  // one a weight, null entries for none
   int num_weights;
-  bool is_gated;  // weights are gate and up of equal shape; output = silu(gate) * up
+  bool is_gated;    // weights are gate and up of equal shape; output = silu(gate) * up
   Matrix residual;  // data null: none
   Matrix output;
 };
@@ -77,7 +77,8 @@ struct Kernels {
   const char* arithmetic;
   const char* kv_type;
 
-  // Bytes of the packed form of activations, and of the scratch memory that each thread needs for `linear` and `attend`.
+  // Bytes of the packed form of activations, and of the scratch memory that each thread needs for `linear` and
+  // `attend`.
   int64_t (*activation_bytes)(int64_t num_rows, int64_t width);
   int64_t (*scratch_bytes)(int64_t max_inputs, int64_t head_dim);
   int64_t (*head_bytes)(int64_t head_dim);
@@ -93,7 +94,8 @@ struct Kernels {
   int64_t (*attend_rows)(int64_t heads_per_kv_head);
 
   // Element-wise operators on rows [begin, end).
-  void (*rms_norm)(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin, int64_t end);
+  void (*rms_norm)(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin,
+                   int64_t end);
   void (*rope)(Matrix input, Matrix output, const RotaryArgs&, int64_t head_dim, int64_t num_heads,
                const int32_t* positions, int64_t begin, int64_t end);
   void (*gated_silu)(Matrix gate, Matrix up, Matrix output, int64_t width, int64_t begin, int64_t end);
@@ -107,10 +109,10 @@ struct Kernels {
 // 2 vCPUs of a Sapphire Rapids, 2026-11-22). Of a gated linear, the last two are the up projection's partners of the
 // first two.
 struct UnitPanels {
-  int weight = 0;                        // of panels[0]; the partners belong to weight 1
-  int num_panels = 0;                    // 1 to 4; with a partner each when gated: 1 or 2
+  int weight = 0;      // of panels[0]; the partners belong to weight 1
+  int num_panels = 0;  // 1 to 4; with a partner each when gated: 1 or 2
   int64_t panels[4] = {};
-  int64_t column_offset = 0;             // of the weight's first output
+  int64_t column_offset = 0;  // of the weight's first output
 };
 
 inline int64_t units_of(const PackedWeight& weight, int num_streams) {

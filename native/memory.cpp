@@ -21,7 +21,8 @@ Buffer::Buffer(size_t num_bytes) : size_(num_bytes) {
   if (num_bytes == 0) return;
 #ifdef __linux__
   const size_t reserved = (num_bytes + kSlack + kHugePage - 1) / kHugePage * kHugePage;
-  void* address = mmap(nullptr, reserved + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* address =
+      mmap(nullptr, reserved + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) throw std::bad_alloc();
   // Cut the mapping down to one that starts on a huge-page boundary.
   const uintptr_t start = reinterpret_cast<uintptr_t>(address);

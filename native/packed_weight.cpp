@@ -6,9 +6,9 @@ namespace subsecond {
 namespace {
 
 constexpr FormatInfo kFormats[] = {
-    {"F32", 1, 4, 1, 0, 2048},       {"F16", 1, 2, 1, 0, 1024},       {"BF16", 1, 2, 1, 0, 1024},
-    {"Q4_0", 32, 18, 1, 0, 288},     {"Q4_1", 32, 20, 1, 0, 320},     {"Q5_0", 32, 22, 1, 0, 352},
-    {"Q8_0", 32, 34, 1, 0, 544},     {"Q4_K", 256, 144, 8, 64, 288},  {"Q6_K", 256, 210, 8, 64, 416},
+    {"F32", 1, 4, 1, 0, 2048},   {"F16", 1, 2, 1, 0, 1024},      {"BF16", 1, 2, 1, 0, 1024},
+    {"Q4_0", 32, 18, 1, 0, 288}, {"Q4_1", 32, 20, 1, 0, 320},    {"Q5_0", 32, 22, 1, 0, 352},
+    {"Q8_0", 32, 34, 1, 0, 544}, {"Q4_K", 256, 144, 8, 64, 288}, {"Q6_K", 256, 210, 8, 64, 416},
 };
 static_assert(sizeof(kFormats) / sizeof(kFormats[0]) == static_cast<size_t>(Format::kCount));
 
@@ -93,20 +93,28 @@ void pack_q6_k(const uint8_t* block, int64_t n, uint8_t* super) {
       pairs[k] = (high[k] >> (2 * quarter)) & 3;
     }
     for (int b = 0; b < 8; ++b)
-      tile[32 + 8 * n + b] = static_cast<uint8_t>(pairs[b] | pairs[8 + b] << 2 | pairs[16 + b] << 4 | pairs[24 + b] << 6);
+      tile[32 + 8 * n + b] =
+          static_cast<uint8_t>(pairs[b] | pairs[8 + b] << 2 | pairs[16 + b] << 4 | pairs[24 + b] << 6);
     put_nibbles(codes, tile + 160 + 16 * n);
   }
 }
 
 void pack_block(Format format, const uint8_t* block, int64_t n, uint8_t* super) {
   switch (format) {
-    case Format::kQ4_0: return pack_q4_0(block, n, super);
-    case Format::kQ4_1: return pack_q4_1(block, n, super);
-    case Format::kQ5_0: return pack_q5_0(block, n, super);
-    case Format::kQ8_0: return pack_q8_0(block, n, super);
-    case Format::kQ4_K: return pack_q4_k(block, n, super);
-    case Format::kQ6_K: return pack_q6_k(block, n, super);
-    default: return;
+    case Format::kQ4_0:
+      return pack_q4_0(block, n, super);
+    case Format::kQ4_1:
+      return pack_q4_1(block, n, super);
+    case Format::kQ5_0:
+      return pack_q5_0(block, n, super);
+    case Format::kQ8_0:
+      return pack_q8_0(block, n, super);
+    case Format::kQ4_K:
+      return pack_q4_k(block, n, super);
+    case Format::kQ6_K:
+      return pack_q6_k(block, n, super);
+    default:
+      return;
   }
 }
 

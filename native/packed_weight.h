@@ -14,9 +14,9 @@
 //   Q6_K  s[2][16] h[16][8] q[16][16]    w = d s[k/16] (q + 16 h - 32), header: d for 8 tiles; s: int8
 //   F16, BF16, F32     w[16][32]
 //
-// Four-bit codes: 8 little-endian words a row; input k = 8 l + j is bits [4 l, 4 l + 4) of word j, so that one broadcast
-// and one variable shift bring all 32 into order. h: input k = 8 l + j is bits [2 l, 2 l + 2) of byte j.
-// N is padded to 16 and K to 32 with zero weights.
+// Four-bit codes: 8 little-endian words a row; input k = 8 l + j is bits [4 l, 4 l + 4) of word j, so that one
+// broadcast and one variable shift bring all 32 into order. h: input k = 8 l + j is bits [2 l, 2 l + 2) of byte j. N is
+// padded to 16 and K to 32 with zero weights.
 #pragma once
 
 #include <cstddef>
@@ -30,12 +30,12 @@ constexpr int64_t kTileInputs = 32;
 enum class Format : int32_t { kF32, kF16, kBF16, kQ4_0, kQ4_1, kQ5_0, kQ8_0, kQ4_K, kQ6_K, kCount };
 
 struct FormatInfo {
-  const char* name;           // as in GGUF
-  int64_t block_elements;     // of the stored block
-  int64_t block_bytes;        // of the stored block
+  const char* name;        // as in GGUF
+  int64_t block_elements;  // of the stored block
+  int64_t block_bytes;     // of the stored block
   int64_t tiles_per_super;
-  int64_t header_bytes;       // of a packed super
-  int64_t tile_bytes;         // of a packed tile
+  int64_t header_bytes;  // of a packed super
+  int64_t tile_bytes;    // of a packed tile
 };
 
 const FormatInfo& format_info(Format format);

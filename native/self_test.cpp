@@ -38,10 +38,14 @@ std::vector<uint8_t> random_blocks(Format format, int64_t num_outputs, int64_t n
     const float value = numbers.next();
     const uint16_t plain = format == Format::kF16 ? 0x3000 : 0x3e00;
     const auto plain_bits = static_cast<uint16_t>(plain + numbers.byte());
-    if (format == Format::kF32) std::memcpy(block, &value, 4);
-    else if (info.block_elements == 1) std::memcpy(block, &plain_bits, 2);
-    else if (format == Format::kQ6_K) std::memcpy(block + 208, &kSmallHalf, 2);
-    else std::memcpy(block, &kSmallHalf, 2);
+    if (format == Format::kF32)
+      std::memcpy(block, &value, 4);
+    else if (info.block_elements == 1)
+      std::memcpy(block, &plain_bits, 2);
+    else if (format == Format::kQ6_K)
+      std::memcpy(block + 208, &kSmallHalf, 2);
+    else
+      std::memcpy(block, &kSmallHalf, 2);
     if (format == Format::kQ4_1 || format == Format::kQ4_K) std::memcpy(block + 2, &kSmallHalf, 2);
   }
   return bytes;
@@ -57,7 +61,8 @@ double relative_error(const std::vector<float>& expected, const std::vector<floa
   return largest > 0.0 ? error / largest : INFINITY;
 }
 
-std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input, int64_t num_rows) {
+std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input,
+                              int64_t num_rows) {
   std::vector<uint8_t> packed(static_cast<size_t>(kernels.activation_bytes(num_rows, weight.num_inputs)) + 64);
   std::vector<uint8_t> scratch(static_cast<size_t>(kernels.scratch_bytes(weight.num_inputs, 64)) + 64);
   const auto align = [](std::vector<uint8_t>& v) {
@@ -93,7 +98,8 @@ void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestR
 
 std::vector<float> run_attention(const Kernels& kernels, int64_t num_rows, Numbers numbers) {
   constexpr int64_t head_dim = 64, num_heads = 6, num_kv_heads = 2, num_blocks = 2;
-  std::vector<float> query = numbers.take(num_rows * num_heads * head_dim), key = numbers.take(num_rows * num_kv_heads * head_dim),
+  std::vector<float> query = numbers.take(num_rows * num_heads * head_dim),
+                     key = numbers.take(num_rows * num_kv_heads * head_dim),
                      value = numbers.take(num_rows * num_kv_heads * head_dim), output(query.size());
   std::vector<uint8_t> cache(static_cast<size_t>(num_blocks * num_kv_heads * kernels.head_bytes(head_dim)) + 64);
   std::vector<uint8_t> scratch(static_cast<size_t>(kernels.scratch_bytes(64, head_dim)) + 64);
@@ -129,8 +135,9 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   const Numbers numbers;
-  results.push_back(
-      {"attention", relative_error(run_attention(scalar::kernels(), 45, numbers), run_attention(kernels, 45, numbers)), tolerance});
+  results.push_back({"attention",
+                     relative_error(run_attention(scalar::kernels(), 45, numbers), run_attention(kernels, 45, numbers)),
+                     tolerance});
   return results;
 }
 

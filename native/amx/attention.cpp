@@ -2,8 +2,8 @@
 //
 // A block of 32 positions of one head is K [2][d/2][16 positions][2] then V [d/16][16 position pairs][16][2], bfloat16,
 // d = head_dim padded to 32. The rows of a tile are (row, query head) pairs that share one key/value head. Blocks are
-// walked in order with a running maximum; masked positions add exact zeros and a factor of exactly one, so a row's result
-// does not depend on the rows beside it.
+// walked in order with a running maximum; masked positions add exact zeros and a factor of exactly one, so a row's
+// result does not depend on the rows beside it.
 
 #include "amx.h"
 
@@ -11,16 +11,13 @@ namespace subsecond::amx {
 namespace {
 
 #include "../avx512/vector.inl.h"
-
 #include "../elementwise.inl.h"
 
 constexpr int kQueries = 16;  // (row, head) pairs of a tile
 
 int64_t heads_of_tile(int64_t group) { return group < kQueries ? group : kQueries; }
 
-inline __m512i round_pair(__m512 low, __m512 high) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
+inline __m512i round_pair(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
 inline uint8_t* head_block(const AttentionArgs& args, const Span& span, int64_t block, int64_t kv_head) {
   return args.cache.data + (span.blocks[block] * args.num_kv_heads + kv_head) * args.cache.head_bytes;
@@ -98,7 +95,8 @@ void attend_block(const uint8_t* block, int64_t first_position, float scale, int
   for (int q = 0; q < work.count; ++q) {
     const int64_t visible = work.positions[q] + 1 - first_position;
     if (visible > 0)
-      weigh(work, q, visible < kBlockTokens ? static_cast<int>(visible) : static_cast<int>(kBlockTokens), scale, padded);
+      weigh(work, q, visible < kBlockTokens ? static_cast<int>(visible) : static_cast<int>(kBlockTokens), scale,
+            padded);
     else
       _mm512_store_si512(work.weights + 32 * q, _mm512_setzero_si512());
   }
@@ -134,7 +132,8 @@ int64_t attend_scratch_bytes(int64_t head_dim) {
   return kQueries * (padded * 2 + 32 * 4 + 32 * 2 + padded * 4);
 }
 
-void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch) {
+void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+              uint8_t* scratch) {
   const int64_t padded = padded_width(args.head_dim);
   float* rotated = reinterpret_cast<float*>(scratch);
   for (int64_t row = begin; row < end; ++row) {
@@ -163,7 +162,8 @@ void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_
   }
 }
 
-void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch) {
+void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+            uint8_t* scratch) {
   const int64_t padded = padded_width(args.head_dim), group = args.num_heads / args.num_kv_heads;
   const int64_t last_position = span.position + (end - 1 - span.row_start);
   TileConfig config;

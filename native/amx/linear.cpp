@@ -13,16 +13,14 @@ namespace subsecond::amx {
 namespace {
 
 #include "../avx512/vector.inl.h"
-
 #include "../elementwise.inl.h"
-
 #include "unpack.inl.h"
 
-constexpr int kTileBytes = 1024;   // an unpacked weight tile
+constexpr int kTileBytes = 1024;  // an unpacked weight tile
 constexpr int kTileValues = 512;
-constexpr int kPanels = 4;         // of a unit
-constexpr int kStreamSlots = 2;    // unpacked tiles a panel keeps while streaming: one being written, one being read
-constexpr int kStreamRowTiles = 2; // up to this many row tiles, unpacking and multiplying alternate tile by tile
+constexpr int kPanels = 4;          // of a unit
+constexpr int kStreamSlots = 2;     // unpacked tiles a panel keeps while streaming: one being written, one being read
+constexpr int kStreamRowTiles = 2;  // up to this many row tiles, unpacking and multiplying alternate tile by tile
 
 // Rows of a row tile: all sixteen, or fewer where one tile holds the whole step.
 int64_t tile_rows(int64_t num_rows) { return num_rows < 16 ? num_rows : 16; }
@@ -68,7 +66,8 @@ inline void multiply_4x1(const uint16_t* weights, const uint8_t* x, int64_t stri
 }
 
 // Two panels by two row tiles: sums of panel p and row tile t in tile 2 p + t.
-inline void multiply_2x2(const uint16_t* first, const uint16_t* second, const uint8_t* x, int64_t row_tile_bytes, int64_t stride) {
+inline void multiply_2x2(const uint16_t* first, const uint16_t* second, const uint8_t* x, int64_t row_tile_bytes,
+                         int64_t stride) {
   _tile_loadd(4, first, 64);
   _tile_loadd(5, second, 64);
   _tile_loadd(6, x, stride);
@@ -79,8 +78,8 @@ inline void multiply_2x2(const uint16_t* first, const uint16_t* second, const ui
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// Up to sixteen rows: unpack tile t + 1 of four panels while tile t is multiplied; the weights pass through a small ring
-// in the first-level cache.
+// Up to sixteen rows: unpack tile t + 1 of four panels while tile t is multiplied; the weights pass through a small
+// ring in the first-level cache.
 template <Format F>
 void stream_4x1(const Operands& o, uint16_t* ring, float* sums) {
   const auto slot = [ring](int64_t t) { return ring + t % kStreamSlots * kPanels * kTileValues; };
@@ -114,7 +113,8 @@ void multiply_unpacked(const Operands& o, const uint16_t* weights, int64_t row_t
   const uint8_t* x = o.packed + row_tile * o.row_tile_bytes();
   zero_sums();
   for (int64_t t = 0; t < o.num_tiles; ++t)
-    multiply_2x2(weights + t * kTileValues, second + t * kTileValues, x + t * o.tile_bytes(), o.row_tile_bytes(), o.column_bytes);
+    multiply_2x2(weights + t * kTileValues, second + t * kTileValues, x + t * o.tile_bytes(), o.row_tile_bytes(),
+                 o.column_bytes);
   store_sums(sums, o.column_bytes);
 }
 
@@ -222,7 +222,8 @@ void linear_unit(const LinearArgs& args, const Unit& unit, uint8_t* scratch) {
   o.num_tiles = weight(0).num_tiles();
   o.column_bytes = 4 * tile_rows(args.num_rows);
   for (int i = 0; i < kPanels; ++i) {
-    const int place = i < num_places ? i : num_places - 1;  // a missing panel repeats the last one; its sums are dropped
+    const int place =
+        i < num_places ? i : num_places - 1;  // a missing panel repeats the last one; its sums are dropped
     o.panels[i] = weight(place).data + unit.panel(place) * weight(place).panel_bytes();
   }
   const Format format = weight(0).format;
@@ -263,7 +264,8 @@ inline __m512i pack_32(const float* x, int64_t left, const float* norm_weight, V
 }  // namespace
 
 int64_t activation_bytes(int64_t num_rows, int64_t width) {
-  // An even number of row tiles when there are several: they are multiplied in pairs, the sums of a missing one dropped.
+  // An even number of row tiles when there are several: they are multiplied in pairs, the sums of a missing one
+  // dropped.
   const int64_t num_row_tiles = num_rows <= 16 ? 1 : (num_rows + 31) / 32 * 2;
   return num_row_tiles * tile_rows(num_rows) * padded_width(width) * 2;
 }
@@ -287,7 +289,8 @@ void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
       const float* norm = args.norm_weight ? args.norm_weight + k : nullptr;
       __m512i r[16];
       for (int64_t i = 0; i < 16; ++i)
-        r[i] = i < count ? pack_32(args.input.row(first + i) + k, left, norm, V::set1(factors[i])) : _mm512_setzero_si512();
+        r[i] = i < count ? pack_32(args.input.row(first + i) + k, left, norm, V::set1(factors[i]))
+                         : _mm512_setzero_si512();
       if (rows == 1) {
         _mm512_storeu_si512(out, r[0]);
         continue;

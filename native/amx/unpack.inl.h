@@ -1,8 +1,8 @@
 // Packed tiles to bfloat16 [16 outputs][32 inputs], the operand that one TDPBF16PS reads; included by amx/linear.cpp.
 //
 // Four- and five-bit codes become a table look-up: the sixteen (32) values d q + m of a row's block are computed once,
-// rounded to bfloat16, and VPERMW picks one for each code. That is 5.5 vector operations for 32 weights where conversion
-// of every code would take nine.
+// rounded to bfloat16, and VPERMW picks one for each code. That is 5.5 vector operations for 32 weights where
+// conversion of every code would take nine.
 
 constexpr int kPrefetchBytes = 2048;  // ahead of the tile being unpacked, in the same stream
 
@@ -76,14 +76,12 @@ inline void read_scales(const uint8_t* header, const uint8_t* tile, Scales& scal
 
 inline void store_row(uint16_t* out, __m512i row) { _mm512_store_si512(out, row); }
 
-inline __m512i round_pair(__m512 low, __m512 high) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
+inline __m512i round_pair(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
 // The packed words of a row, shifted so that the low four bits of word k are the code of input k.
 inline __m512i spread_nibbles(const uint8_t* codes) {
-  const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008, 0x0008000800080008,
-                                          0x0004000400040004, 0x0004000400040004, 0, 0);
+  const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
+                                          0x0008000800080008, 0x0004000400040004, 0x0004000400040004, 0, 0);
   return _mm512_srlv_epi16(_mm512_broadcast_i32x4(load16(codes)), shifts);
 }
 
@@ -164,7 +162,8 @@ inline void unpack_tile(const uint8_t* panel, int64_t t, uint16_t* out) {
   using L = Layout<F>;
   const uint8_t* header = panel + t / L::tiles_per_super * (L::header + L::tiles_per_super * L::tile);
   const uint8_t* tile = header + L::header + t % L::tiles_per_super * L::tile;
-  for (int i = 0; i < L::tile; i += 64) _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + i, _MM_HINT_T0);
+  for (int i = 0; i < L::tile; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + i, _MM_HINT_T0);
   if constexpr (F == Format::kQ8_0) {
     unpack_bytes(tile, out);
   } else if constexpr (F == Format::kQ6_K) {

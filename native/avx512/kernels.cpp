@@ -1,8 +1,8 @@
 // Kernels for AVX-512 (F, BW, VL, DQ): sixteen lanes are one register.
 
-#include <immintrin.h>
-
 #include "../kernels.h"
+
+#include <immintrin.h>
 
 namespace subsecond::avx512 {
 namespace {

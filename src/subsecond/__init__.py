@@ -9,13 +9,23 @@ TYPE_CHECKING = False  # type checkers take it as true; importing typing would c
 
 if TYPE_CHECKING:
     from subsecond.api import Model, load
-    from subsecond.core.errors import FormatError, InputError, ResourceError, SubsecondError, UnsupportedError
+    from subsecond.core.errors import (
+        DownloadError,
+        FormatError,
+        InputError,
+        IntegrityError,
+        ResourceError,
+        SubsecondError,
+        UnsupportedError,
+    )
 
     __version__: str
 
 __all__ = [
+    "DownloadError",
     "FormatError",
     "InputError",
+    "IntegrityError",
     "Model",
     "ResourceError",
     "SubsecondError",
@@ -25,8 +35,10 @@ __all__ = [
 ]
 
 _MODULE_BY_NAME = {
+    "DownloadError": "subsecond.core.errors",
     "FormatError": "subsecond.core.errors",
     "InputError": "subsecond.core.errors",
+    "IntegrityError": "subsecond.core.errors",
     "Model": "subsecond.api",
     "ResourceError": "subsecond.core.errors",
     "SubsecondError": "subsecond.core.errors",

@@ -75,6 +75,7 @@ class Model:
         self.load_ms = load_ms
         self.engine = LocalEngine(backend, context_length=checkpoint.config.context_length)
         self._request_numbers = itertools.count(1)
+        self._is_closed = False
 
     def generate(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> Completion:
         """Answer, and return the whole answer with its usage and times."""
@@ -112,16 +113,26 @@ class Model:
 
     def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Return the token ids that a prompt comes to, chat template included."""
+        if raw:
+            if not isinstance(prompt, str):
+                raise InputError("raw=True takes a text, not a list of messages")
+            return self._encode_plain(prompt, allow_special=True)
         template = self.checkpoint.chat_template
         if isinstance(prompt, str):
-            if raw or template is None:
-                return self.encode(prompt, allow_special=raw)
+            if template is None:
+                return self._encode_plain(prompt, allow_special=False)
             prompt = [{"role": "user", "content": prompt}]
-        elif raw:
-            raise InputError("raw=True takes a text, not a list of messages")
-        elif template is None:
+        if template is None:
             raise InputError("this model has no chat template; give the prompt as one text")
         return encode_messages(self.checkpoint.tokenizer, template.render, prompt)
+
+    def _encode_plain(self, text: str, *, allow_special: bool) -> list[int]:
+        """Token ids of a text without a template, with the token that begins a text if the model expects it."""
+        tokenizer = self.checkpoint.tokenizer
+        token_ids = tokenizer.encode(text, allow_special=allow_special)
+        if tokenizer.add_bos and tokenizer.bos_id is not None and token_ids[:1] != [tokenizer.bos_id]:
+            return [tokenizer.bos_id, *token_ids]
+        return token_ids
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the token ids of a text; `allow_special` lets the text of a control token mean that token."""
@@ -134,7 +145,9 @@ class Model:
     def close(self) -> None:
         """End what is live and free the memory; the model cannot be used afterwards. May be called again."""
         self.engine.close()
-        self.backend.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self.backend.close()
 
     def __enter__(self) -> Model:
         return self

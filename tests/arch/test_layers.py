@@ -45,7 +45,7 @@ DOORS = {
     "huggingface_hub": ("subsecond.models",),
     "tqdm": ("subsecond.cli",),
     "ray": ("subsecond.cluster",),
-    "subsecond._native": ("subsecond.backends.native",),
+    "subsecond._native": ("subsecond.backends.native", "subsecond.backends.sampling"),
 }
 UNPICKLERS = frozenset({"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"})
 

@@ -1,4 +1,4 @@
-"""Inputs and plain references for the parity tests of kernels; nothing here calls a kernel but through thin wrappers."""
+"""Inputs and plain references for the parity tests of kernels; runs no kernel itself."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class StoredWeight:
     values: Floats
     packed: NDArray[np.uint8]
 
-    def native(self) -> object:
+    def native(self) -> _native.kernels.Weight:
         """The handle that kernels take."""
-        return _native.kernels.weight(self.format, *self.values.shape, self.packed)
+        num_outputs, num_inputs = self.values.shape
+        return _native.kernels.weight(self.format, num_outputs, num_inputs, self.packed)
 
 
 def random_weight(name: str, n: int, k: int, rng: np.random.Generator) -> StoredWeight:
@@ -74,12 +75,16 @@ def rotary_table(num_positions: int, dims: int, theta: float = 10000.0) -> Float
     return np.stack([np.cos(angles), np.sin(angles)], -1).reshape(num_positions, dims).astype(np.float32)
 
 
-def rotate(x: NDArray[np.floating], table: Floats, positions: NDArray[np.integer], *, is_interleaved: bool) -> NDArray[np.float64]:
+def rotate(
+    x: NDArray[np.floating], table: Floats, positions: NDArray[np.integer], *, is_interleaved: bool
+) -> NDArray[np.float64]:
     """Rotate heads [rows, heads, head_dim] in double precision."""
     dims = table.shape[1]
     cos, sin = (table[positions].astype(np.float64)[:, None, part::2] for part in (0, 1))
     out = x.astype(np.float64).copy()
-    first, second = (slice(0, dims, 2), slice(1, dims, 2)) if is_interleaved else (slice(0, dims // 2), slice(dims // 2, dims))
+    first, second = (
+        (slice(0, dims, 2), slice(1, dims, 2)) if is_interleaved else (slice(0, dims // 2), slice(dims // 2, dims))
+    )
     a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
     out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
     return out

@@ -62,7 +62,14 @@ def stored_model(family: str) -> StoredModel:
         rope_dims=32 if family == "llama" else 48,
     )
     rng = np.random.default_rng(3)
-    formats = {"attn_q": "Q4_1", "attn_k": "Q8_0", "attn_v": "Q5_0", "ffn_gate": "Q4_K", "ffn_up": "Q4_K", "ffn_down": "Q6_K"}
+    formats = {
+        "attn_q": "Q4_1",
+        "attn_k": "Q8_0",
+        "attn_v": "Q5_0",
+        "ffn_gate": "Q4_K",
+        "ffn_up": "Q4_K",
+        "ffn_down": "Q6_K",
+    }
     shapes = tiny_shapes(config, is_tied=family == "llama")
     matrices, vectors, decoded = {}, {}, {}
     for name, shape in shapes.items():
@@ -74,8 +81,9 @@ def stored_model(family: str) -> StoredModel:
         kind = next((f for part, f in formats.items() if part in name), "Q4_0" if "attn_output" in name else "F16")
         if shape[1] % 32:
             kind = "BF16"
-        weight = random_weight(kind, *shape, rng)
-        matrices[name] = PackedMatrix(kind, *shape, weight.packed)
+        num_outputs, num_inputs = shape
+        weight = random_weight(kind, num_outputs, num_inputs, rng)
+        matrices[name] = PackedMatrix(kind, num_outputs, num_inputs, weight.packed)
         decoded[name] = torch.from_numpy(weight.values)
     return StoredModel(build_graph(config, shapes), PackedWeights(matrices, vectors), decoded)
 

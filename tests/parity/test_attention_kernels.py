@@ -1,4 +1,4 @@
-"""The attention kernels of every instruction set against plain softmax attention, and their independence of batching."""
+"""The attention kernels of every instruction set: plain softmax attention, whatever rows are beside a row."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Case:
         q, k, v = (misaligned(rng.standard_normal((num_rows, h * head_dim), dtype=np.float32)) for h in shapes)
         return cls(q, k, v, num_heads, num_kv_heads, head_dim)
 
-    def run(self, isa: str, *, first: int = 0, chunk: int = 1000, blocks: list[int] | None = None, pairs: bool = True) -> Floats:
+    def run(
+        self, isa: str, *, first: int = 0, chunk: int = 1000, blocks: list[int] | None = None, pairs: bool = True
+    ) -> Floats:
         num_rows = len(self.query)
         table = rotary_table(num_rows, self.head_dim)
         order = blocks or list(range(-(-num_rows // 32)))[::-1]
@@ -55,7 +57,15 @@ class Case:
         return np.asarray(np.einsum("hqk,khd->qhd", weights, v).reshape(num_rows, -1))
 
 
-SHAPES = [(1, 2, 1, 64), (33, 9, 3, 64), (70, 14, 2, 64), (65, 4, 4, 40), (40, 20, 1, 128), (31, 3, 1, 6), (130, 6, 2, 80)]
+SHAPES = [
+    (1, 2, 1, 64),
+    (33, 9, 3, 64),
+    (70, 14, 2, 64),
+    (65, 4, 4, 40),
+    (40, 20, 1, 128),
+    (31, 3, 1, 6),
+    (130, 6, 2, 80),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

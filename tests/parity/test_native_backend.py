@@ -34,7 +34,9 @@ def test_passes_keep_every_bit(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(40)
     expected = run_alone(model.native(isa, until="none"), tokens, 40, BLOCKS)
     for name, _ in PASSES:
-        np.testing.assert_array_equal(run_alone(model.native(isa, until=name), tokens, 40, BLOCKS), expected, err_msg=name)
+        np.testing.assert_array_equal(
+            run_alone(model.native(isa, until=name), tokens, 40, BLOCKS), expected, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

@@ -79,4 +79,3 @@ class SampleResult:
     logprobs: Float32
     top_ids: Int32
     top_logprobs: Float32
-

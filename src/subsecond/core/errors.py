@@ -1,12 +1,12 @@
 """Errors that a user can cause or meet; our own bugs raise assertions instead.
 
-    SubsecondError
-    |-- InputError        an argument, a message or a template is not acceptable (also a ValueError)
-    |-- FormatError       a file does not follow its format
-    |-- UnsupportedError  valid, but not something this version or machine can do
-    |-- ResourceError     memory, disk or another resource does not suffice
-    |-- DownloadError     a model could not be fetched
-    `-- IntegrityError    what was fetched or stored is not what was promised
+SubsecondError
+|-- InputError        an argument, a message or a template is not acceptable (also a ValueError)
+|-- FormatError       a file does not follow its format
+|-- UnsupportedError  valid, but not something this version or machine can do
+|-- ResourceError     memory, disk or another resource does not suffice
+|-- DownloadError     a model could not be fetched
+`-- IntegrityError    what was fetched or stored is not what was promised
 """
 
 from __future__ import annotations

@@ -135,7 +135,9 @@ def dequantize(tensor_type: TensorType, raw: Bytes, shape: tuple[int, ...]) -> F
     values = np.empty((num_blocks, layout.num_elements), dtype=np.float32)
     blocks = raw.reshape(num_blocks, layout.num_bytes)
     step = max(1, CHUNK_ELEMENTS // layout.num_elements)
-    with np.errstate(all="ignore"):  # damaged blocks may hold inf and nan scales: their values follow, without a warning
+    with np.errstate(
+        all="ignore"
+    ):  # damaged blocks may hold inf and nan scales: their values follow, without a warning
         for start in range(0, num_blocks, step):
             values[start : start + step] = decode(blocks[start : start + step])
     return values.reshape(shape)

@@ -66,7 +66,16 @@ class GraphBuilder:
         return self._emit(Rope(output, source, head_dim, rotary), self._values[source].width)
 
     def attention(
-        self, output: str, query: str, key: str, value: str, *, layer: int, num_heads: int, num_kv_heads: int, head_dim: int
+        self,
+        output: str,
+        query: str,
+        key: str,
+        value: str,
+        *,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
     ) -> str:
         """Grouped causal attention with scale head_dim ** -0.5."""
         op = Attention(output, query, key, value, layer, num_heads, num_kv_heads, head_dim, head_dim**-0.5)

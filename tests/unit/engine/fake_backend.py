@@ -33,7 +33,7 @@ class FakeBackend:
         self.num_blocks = num_blocks
         self.max_rows = max_rows
         self.before_forward = before_forward
-        self.is_closed = False
+        self.num_closed = 0
         self.num_rows: list[int] = []
         self._slots = np.zeros(num_blocks * block_tokens, np.uint32)
         self._logits = np.zeros((0, vocab_size), np.float32)
@@ -73,7 +73,7 @@ class FakeBackend:
         )
 
     def close(self) -> None:
-        self.is_closed = True
+        self.num_closed += 1
 
     def _sample_row(self, batch: SampleBatch, row: int) -> tuple[int, Float32, NDArray[np.intp]]:
         logits: Float32 = self._logits[row].copy()

@@ -60,7 +60,9 @@ class NativeBackend:
         attentions = [op for op in self._graph.ops if isinstance(op, Attention)]
         first = attentions[0] if attentions else None
         if any((op.num_kv_heads, op.head_dim) != (first.num_kv_heads, first.head_dim) for op in attentions if first):
-            raise UnsupportedError("the layers of this model differ in key/value heads; the native backend needs them equal")
+            raise UnsupportedError(
+                "the layers of this model differ in key/value heads; the native backend needs them equal"
+            )
         self._executor = _native.Executor(
             isa=self.isa,
             num_threads=config.num_threads,
@@ -148,13 +150,16 @@ class NativeBackend:
                 self._add_linear(op)
             case Attention():
                 executor.add_attention(
-                    *(at(name) for name in (op.output, op.query, op.key, op.value)),
-                    op.layer,
-                    op.num_heads,
-                    op.num_kv_heads,
-                    op.head_dim,
-                    op.scale,
-                    self._rotary(op.rotary),
+                    output=at(op.output),
+                    query=at(op.query),
+                    key=at(op.key),
+                    value=at(op.value),
+                    layer=op.layer,
+                    num_heads=op.num_heads,
+                    num_kv_heads=op.num_kv_heads,
+                    head_dim=op.head_dim,
+                    scale=op.scale,
+                    rotary=self._rotary(op.rotary),
                 )
             case RmsNorm():
                 norm = self._vector(op.norm.weight)

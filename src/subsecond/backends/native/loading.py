@@ -12,7 +12,13 @@ from typing import Any
 
 from subsecond import _native
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
-from subsecond.backends.native.weights import LAYOUT_VERSION, VECTOR_FORMAT, PackedWeights, pack_weights, read_packed_weights
+from subsecond.backends.native.weights import (
+    LAYOUT_VERSION,
+    VECTOR_FORMAT,
+    PackedWeights,
+    pack_weights,
+    read_packed_weights,
+)
 from subsecond.core.errors import InputError
 from subsecond.core.hardware import probe
 from subsecond.graph.plan import compile_plan
@@ -55,7 +61,9 @@ def choose_isa(wanted: str | None = None) -> str:
             raise InputError(f"instruction set {wanted!r} cannot run here; available: {', '.join(available)}")
         failed = _failed(wanted)
         if failed:
-            raise InputError(f"the {wanted} kernels compute wrong results here ({failed}); leave the choice to subsecond")
+            raise InputError(
+                f"the {wanted} kernels compute wrong results here ({failed}); leave the choice to subsecond"
+            )
         return wanted
     for isa in available:
         failed = _failed(isa)
@@ -98,14 +106,10 @@ def load(
 def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Pack the weights of `checkpoint` into an artifact in `folder`; `progress` gets (bytes done, bytes in all)."""
     segment = compile_plan(checkpoint.graph()).segments[0]
-    weights: PackedWeights = pack_weights(
-        checkpoint.weights, segment.graph.weights, probe().num_usable_cores, progress
-    )
+    weights: PackedWeights = pack_weights(checkpoint.weights, segment.graph.weights, probe().num_usable_cores, progress)
     with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION}) as writer:
         for name, matrix in weights.matrices.items():
-            writer.add_tensor(
-                name, matrix.data, packed_format=matrix.format, n=matrix.num_outputs, k=matrix.num_inputs
-            )
+            writer.add_tensor(name, matrix.data, packed_format=matrix.format, n=matrix.num_outputs, k=matrix.num_inputs)
         for name, vector in weights.vectors.items():
             writer.add_tensor(name, vector.view("uint8"), packed_format=VECTOR_FORMAT, n=1, k=vector.size)
 

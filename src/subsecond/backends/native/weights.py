@@ -57,7 +57,8 @@ def pack_weights(
     matrices: dict[str, PackedMatrix] = {}
     offset = 0
     for name, size in sizes.items():
-        matrices[name] = PackedMatrix(formats[name], *source.shapes[name], memory[offset : offset + size])
+        num_outputs, num_inputs = source.shapes[name]
+        matrices[name] = PackedMatrix(formats[name], num_outputs, num_inputs, memory[offset : offset + size])
         offset += _aligned(size)
 
     def pack(name: str) -> int:
@@ -91,7 +92,9 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
         data = packed[tensor.offset : tensor.offset + tensor.num_bytes]
         if tensor.format == VECTOR_FORMAT:
             if tensor.num_bytes != 4 * tensor.k:
-                raise FormatError(f"{artifact.path}: vector {name!r} has {tensor.num_bytes} bytes for {tensor.k} values")
+                raise FormatError(
+                    f"{artifact.path}: vector {name!r} has {tensor.num_bytes} bytes for {tensor.k} values"
+                )
             vectors[name] = data.view(np.float32)
             continue
         if tensor.format not in PACKED_FORMATS:

@@ -1,0 +1,1 @@
+"""The commands, one file each; the only place that wires the parts together and the only one that prints."""

@@ -1,0 +1,80 @@
+"""What `run` and `chat` share: flags of the engine and of sampling, loading the model, how an answer is reported."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from subsecond.core import settings
+from subsecond.engine.request import SamplingParams
+
+if TYPE_CHECKING:
+    from subsecond.api import Model
+    from subsecond.engine.stream import TokenStream
+    from subsecond.engine.text import Completion
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the flags that `subsecond.load` takes and one flag for every field of SamplingParams."""
+    parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name of a model that was pulled")
+    parser.add_argument("--system", metavar="TEXT", help="system message that stands before the conversation")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--backend",
+        choices=("native", "torch"),
+        default="native",
+        help="native runs on the processor; torch is the slow reference; default native",
+    )
+    engine.add_argument("--isa", metavar="NAME", help="instruction set to hold the kernels to; doctor lists them")
+    engine.add_argument("--num-threads", type=int, metavar="N", help="threads; default one for each physical core")
+    engine.add_argument(
+        "--context-tokens", type=int, metavar="N", help="tokens of key/value memory; default the model's context"
+    )
+    settings.add_arguments(parser.add_argument_group("sampling"), SamplingParams)
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling flags as keyword arguments of `Model.stream`; raises InputError for a value that is not allowed."""
+    params = settings.from_arguments(SamplingParams, args)
+    return {item.name: getattr(params, item.name) for item in settings.settings_of(SamplingParams)}
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """Load the model with the engine's flags."""
+    from subsecond import api
+
+    return api.load(
+        args.model,
+        backend=args.backend,
+        isa=args.isa,
+        num_threads=args.num_threads,
+        context_tokens=args.context_tokens,
+    )
+
+
+def completion_json(completion: Completion) -> dict[str, Any]:
+    """The object that --json prints for one answer; `logprobs` is in it when it was asked for."""
+    timing = {name: None if value is None else round(value, 3) for name, value in asdict(completion.timing).items()}
+    answer = {
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "usage": asdict(completion.usage),
+        "timing": timing,
+        "seed": completion.seed,
+        "variant": completion.variant,
+    }
+    if completion.logprobs:
+        answer["logprobs"] = [asdict(token) for token in completion.logprobs]
+    return answer
+
+
+def speed_text(tokens: TokenStream) -> str:
+    """TTFT and tokens a second of an answer, whether it is whole or was stopped."""
+    if tokens.ttft_ms is None:
+        return "no token"
+    text = f"TTFT {tokens.ttft_ms:.0f} ms"
+    if tokens.tpot_ms:
+        text += f", {1e3 / tokens.tpot_ms:.1f} tokens/s"
+    return f"{text} ({tokens.num_prompt_tokens} prompt tokens, {tokens.cached_tokens} cached; {tokens.num_tokens} new)"

@@ -1,0 +1,143 @@
+"""`subsecond doctor`: what this machine can do, which kernels run on it, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+from dataclasses import asdict
+from typing import Any
+
+from subsecond.cli.output import Subparsers, add_command, print_json, size_text, table
+
+BANDWIDTH_BYTES = 256 << 20  # far beyond any cache
+# The instruction sets that kernels exist for, by the flag the kernel of Linux gives them.
+KERNEL_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+# A module by which to know that an extra is installed, and what the extra is for.
+EXTRAS = {
+    "compress": ("torch", "reference executor, compression and training"),
+    "hub": ("huggingface_hub", "models by hub name"),
+    "cluster": ("ray", "several machines"),
+}
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add_command(subparsers, "doctor", "report what this machine can do, which kernels run and what is missing")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; returns 1 when no answer can be computed here."""
+    report = _report()
+    if args.json:
+        print_json(report, is_indented=True)
+    else:
+        print(_report_text(report))
+    return 0 if report["native"].get("error") is None else 1
+
+
+def _report() -> dict[str, Any]:
+    import subsecond
+    from subsecond.core import hardware
+    from subsecond.models import store
+
+    machine = hardware.probe()
+    stored = store.list_models()
+    extras = {
+        extra: {"is_installed": importlib.util.find_spec(module) is not None, "purpose": purpose}
+        for extra, (module, purpose) in EXTRAS.items()
+    }
+    native, bandwidth_gb_s = _native_report(machine.num_usable_cores)
+    return {
+        "version": subsecond.__version__,
+        "python": platform.python_version(),
+        "machine": {**asdict(machine), "num_usable_cores": machine.num_usable_cores},
+        "native": native,
+        "memory_bandwidth_gb_s": bandwidth_gb_s,
+        "store": {
+            "path": str(store.home()),
+            "num_models": len(stored),
+            "num_bytes": sum(model.file_bytes + model.artifact_bytes for model in stored),
+        },
+        "extras": extras,
+        "advice": _advice(machine, extras, bool(stored)),
+    }
+
+
+def _native_report(num_threads: int) -> tuple[dict[str, Any], float | None]:
+    """What the native backend says of its kernels, and the measured memory bandwidth in GB/s."""
+    try:
+        from subsecond.backends import native
+
+        return dict(native.report()), round(native.measure_bandwidth(num_threads, BANDWIDTH_BYTES), 1)
+    except ImportError as error:
+        return {"error": f"the native extension cannot be loaded ({error}); install subsecond again"}, None
+
+
+def _advice(machine: Any, extras: dict[str, dict[str, Any]], has_models: bool) -> list[str]:
+    advice = [
+        f"pip install 'subsecond[{name}]' for {extra['purpose']}"
+        for name, extra in extras.items()
+        if not extra["is_installed"]
+    ]
+    if machine.huge_pages == "never":
+        advice.append(
+            "huge pages are off, which costs memory bandwidth; "
+            "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+        )
+    if not has_models:
+        advice.append("no model on disk yet; subsecond pull smollm2-135m")
+    return advice
+
+
+def _report_text(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    limit = machine["memory_limit_bytes"]
+    cpu_limit = machine["cpu_limit"]
+    has = [flag for flag in KERNEL_FLAGS if flag in machine["flags"]]
+    bandwidth = report["memory_bandwidth_gb_s"]
+    rows = [
+        ("subsecond", f"{report['version']}, Python {report['python']}"),
+        ("processor", f"{machine['processor_name']} ({machine['architecture']})"),
+        ("instruction sets", ", ".join(has) or "none that kernels exist for"),
+        (
+            "cores",
+            f"{machine['num_usable_cores']} usable of {machine['num_cores']}"
+            + (f", control group pays for {cpu_limit:g}" if cpu_limit is not None else ""),
+        ),
+        (
+            "memory",
+            f"{size_text(machine['available_bytes'])} available of {size_text(machine['memory_bytes'])}"
+            + (f", control group allows {size_text(limit)}" if limit is not None else ""),
+        ),
+        ("memory bandwidth", "not measured" if bandwidth is None else f"{bandwidth} GB/s"),
+        ("huge pages", machine["huge_pages"]),
+        *_native_rows(report["native"]),
+        (
+            "store",
+            f"{report['store']['path']}, {report['store']['num_models']} models, "
+            f"{size_text(report['store']['num_bytes'])}",
+        ),
+        *(
+            (f"extra {name}", "installed" if extra["is_installed"] else "missing")
+            for name, extra in report["extras"].items()
+        ),
+    ]
+    advice = [f"- {line}" for line in report["advice"]]
+    return "\n".join([table(rows), *(["", "To get more:", *advice] if advice else [])])
+
+
+def _native_rows(native: dict[str, Any], prefix: str = "native ") -> list[tuple[str, str]]:
+    """The native report as rows, nested fields joined by a space; what is None is left out."""
+    rows: list[tuple[str, str]] = []
+    for name, value in native.items():
+        if isinstance(value, dict) and all(isinstance(item, bool) for item in value.values()):
+            rows.append((f"{prefix}{name}", ", ".join(key for key, is_set in value.items() if is_set) or "none"))
+        elif isinstance(value, dict):
+            rows += _native_rows(value, f"{prefix}{name} ")
+        elif isinstance(value, list | tuple):
+            rows.append((f"{prefix}{name}", ", ".join(str(item) for item in value)))
+        elif value is not None:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows

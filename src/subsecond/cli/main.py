@@ -1,0 +1,71 @@
+"""The `subsecond` command: its parser, and how errors become messages and exit codes; each command has a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from subsecond.cli import chat, doctor, list_models, pull, rm, run, show
+from subsecond.cli.output import print_json
+from subsecond.core.errors import SubsecondError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of every command; imports nothing heavy, so that --help is instant."""
+    parser = argparse.ArgumentParser(
+        prog="subsecond",
+        description="Language models that answer in under a second on the machine you have, with the quality measured.",
+        epilog="MODEL is a path of a GGUF file or the name of a model that was pulled. "
+        "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (run, chat, pull, list_models, show, rm, doctor):
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; wrong usage leaves by SystemExit(2) as argparse has it."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone, as in `| head`; nothing more can be said, also not by the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE_CLOSED
+    except (SubsecondError, OSError) as error:
+        if args.json:
+            print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+        else:
+            print(f"subsecond: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for: reading package metadata takes time."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import subsecond
+
+        print(f"subsecond {subsecond.__version__}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""The commands as people and scripts see them: output, JSON shapes, messages and exit codes; no weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from subsecond.cli import main as cli
+from subsecond.core.errors import InputError
+from subsecond.engine.request import SamplingParams
+from subsecond.engine.text import Completion, TextChunk, Timing, Usage
+from subsecond.models import store
+
+WORDS = ("Hello", " wide", " world")
+
+
+class FakeStream:
+    """An answer of three words."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self._fail_after = fail_after
+        self.tokens = SimpleNamespace(
+            ttft_ms=12.4, tpot_ms=4.0, num_prompt_tokens=5, cached_tokens=2, num_tokens=len(WORDS)
+        )
+
+    def __iter__(self) -> Iterator[TextChunk]:
+        for index, word in enumerate(WORDS):
+            if index == self._fail_after:
+                raise KeyboardInterrupt
+            yield TextChunk(word, (index,), "stop" if index == len(WORDS) - 1 else None, ())
+
+    def collect(self) -> Completion:
+        return Completion(
+            text="".join(WORDS),
+            token_ids=(0, 1, 2),
+            finish_reason="stop",
+            logprobs=(),
+            usage=Usage(5, 3, 2),
+            timing=Timing(80.0, 12.4, 4.0, 20.40004),
+            seed=7,
+            variant="fake",
+        )
+
+
+class FakeModel:
+    """Answers every prompt alike and remembers what it was asked."""
+
+    load_ms = 80.0
+
+    def __init__(self) -> None:
+        self.prompts: list[Any] = []
+        self.settings: dict[str, Any] = {}
+        self.loaded: tuple[Any, dict[str, Any]] = (None, {})
+        self.fail_after: int | None = None
+
+    def stream(self, prompt: Any, *, raw: bool = False, **settings: Any) -> FakeStream:
+        if prompt == "refused" or prompt[-1] == {"role": "user", "content": "refused"}:
+            raise InputError("this prompt is refused")
+        self.prompts.append(("raw", prompt) if raw else prompt)
+        self.settings = settings
+        return FakeStream(self.fail_after)
+
+    def generate(self, prompt: Any, **settings: Any) -> Completion:
+        return self.stream(prompt, **settings).collect()
+
+    def __enter__(self) -> FakeModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUBSECOND_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    fake = FakeModel()
+
+    def load(name: str, **options: Any) -> FakeModel:
+        fake.loaded = (name, options)
+        return fake
+
+    monkeypatch.setattr("subsecond.api.load", load)
+    return fake
+
+
+@pytest.fixture
+def feed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | bytes], None]:
+    """Sets standard input."""
+
+    def give(content: str | bytes) -> None:
+        data = content if isinstance(content, bytes) else content.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice"),
+        (["run"], "MODEL, PROMPT"),
+        (["run", "m", "p", "--top-k", "many"], "invalid int value"),
+        (["run", "m", "p", "--backend", "abacus"], "invalid choice"),
+        (["pull"], "NAME"),
+        (["doctor", "extra"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "smollm2-135m", "hi"], "fetch it with: subsecond pull smollm2-135m"),
+        (["run", "m", "hi", "--temperature", "-1"], "temperature=-1.0 is not allowed"),
+        (["run", "m", "hi", "--raw", "--system", "s"], "--raw and --system exclude each other"),
+        (["chat", "nothing"], "there is no model 'nothing'"),
+        (["show", "no/such.gguf"], "there is no file or folder 'no/such.gguf'"),
+        (["pull", "smolm2-135m"], "did you mean smollm2-135m"),
+        (["pull", "../../etc"], "is no model name"),
+        (["rm", "smollm2-135m"], "there is no model smollm2-135m on disk"),
+    ],
+)
+def test_errors_exit_with_1_and_say_what_to_do(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("subsecond: ")
+    assert message in printed.err
+    assert cli.main([*arguments, "--json"]) == 1
+    printed = capsys.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert message in error["message"]
+    assert error["type"] == "InputError"
+    assert printed.err == ""
+
+
+def test_run_streams_text_and_ends_with_the_times(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "m", "Say hello"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "Hello wide world\n"
+    assert printed.err == ("TTFT 12 ms, 250.0 tokens/s (5 prompt tokens, 2 cached; 3 new), loaded in 80 ms\n")
+    assert model.prompts == ["Say hello"]
+
+
+def test_run_json_is_one_object(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "m", "Say hello", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1
+    assert json.loads(printed.out) == {
+        "text": "Hello wide world",
+        "token_ids": [0, 1, 2],
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 2},
+        "timing": {"load_ms": 80.0, "ttft_ms": 12.4, "tpot_ms": 4.0, "total_ms": 20.4},
+        "seed": 7,
+        "variant": "fake",
+    }
+
+
+def test_flags_reach_the_model(model: FakeModel) -> None:
+    flags = "--isa avx2 --num-threads 1 --context-tokens 99 --top-k 5 --stop a --stop b --logit-bias 3=-2 --seed 4"
+    assert cli.main(["run", "m", "hi", *flags.split()]) == 0
+    assert model.loaded == ("m", {"backend": "native", "isa": "avx2", "num_threads": 1, "context_tokens": 99})
+    params = SamplingParams(**model.settings)
+    assert params == SamplingParams(top_k=5, stop=("a", "b"), logit_bias={3: -2.0}, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "prompt"),
+    [
+        ([], "from a file\n", "from a file"),
+        ([], "two\n\n", "two\n"),
+        (["--raw"], "kept\n", ("raw", "kept\n")),
+        (
+            ["--system", "Be brief"],
+            "hi",
+            [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}],
+        ),
+    ],
+)
+def test_run_reads_standard_input(
+    model: FakeModel, feed: Callable[[str | bytes], None], flags: list[str], content: str, prompt: Any
+) -> None:
+    feed(content)
+    assert cli.main(["run", "m", "-", *flags]) == 0
+    assert model.prompts == [prompt]
+
+
+def test_input_that_is_no_text_is_an_error(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(b"\xff\xfe")
+    assert cli.main(["run", "m", "-"]) == 1
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_exits_with_130(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    model.fail_after = 1
+    assert cli.main(["run", "m", "hi"]) == 130
+    assert capsys.readouterr().out == "Hello"
+
+
+def turns(*texts: str, answer: str = "Hello wide world") -> list[dict[str, str]]:
+    """The messages that stand before the answer to the last text."""
+    messages = []
+    for text in texts:
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    return messages[:-1]
+
+
+def test_chat_keeps_the_conversation(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("one\n\nrefused\n/what\ntwo\n/reset\nthree\n/exit\nfour\n")
+    assert cli.main(["chat", "m"]) == 0
+    assert model.prompts == [turns("one"), turns("one", "two"), turns("three")]
+    printed = capsys.readouterr()
+    assert printed.out == "Hello wide world\n" * 3
+    assert "subsecond: this prompt is refused\n" in printed.err
+    assert "unknown command /what" in printed.err
+    assert printed.err.count("[TTFT 12 ms, 250.0 tokens/s") == 3
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_chat(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.fail_after = 2
+    feed("one\ntwo\n")
+    assert cli.main(["chat", "m", "--system", "s"]) == 0
+    system = {"role": "system", "content": "s"}
+    assert model.prompts == [[system, *turns("one")], [system, *turns("one", "two", answer="Hello wide")]]
+    assert "[stopped; TTFT" in capsys.readouterr().err
+
+
+def test_chat_json_prints_an_object_a_turn(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("one\nrefused\ntwo\n")
+    assert cli.main(["chat", "m", "--json"]) == 1
+    first, refused, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["text"] == second["text"] == "Hello wide world"
+    assert refused == {"error": {"type": "InputError", "message": "this prompt is refused"}}
+    assert model.prompts[-1] == turns("one", "two")
+
+
+def test_list_pull_and_rm_of_a_model_on_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    path = store.model_path("smollm2-135m")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(2_500_000))
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "ON", "DISK", "PACKED", "DESCRIPTION"]
+    assert lines[1].split()[:3] == ["smollm2-135m", "2.5", "MB"]
+    assert cli.main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["models"] == [
+        {"name": "smollm2-135m", "path": str(path), "file_bytes": 2_500_000, "artifact_bytes": 0}
+    ]
+    assert {entry["name"] for entry in listed["available"]} >= {"qwen2.5-coder-0.5b", "smollm2-360m"}
+    assert cli.main(["pull", "smollm2-135m"]) == 0
+    assert capsys.readouterr().out == f"smollm2-135m: 2.5 MB already in {path}\n"
+    assert cli.main(["pull", "smollm2-135m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["is_new"] is False
+    assert cli.main(["rm", "smollm2-135m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "smollm2-135m", "freed_bytes": 2_500_000}
+    assert not path.exists()
+
+
+def test_pull_shows_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def ensure(name: str, progress: Callable[[int, int | None], None]) -> Path:
+        path = store.model_path(name)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(10))
+        for num_bytes in (4, 10):
+            progress(num_bytes, 10)
+        return path
+
+    monkeypatch.setattr("subsecond.models.catalogue.ensure", ensure)
+    assert cli.main(["pull", "smollm2-135m"]) == 0
+    assert capsys.readouterr().out.startswith("smollm2-135m: 10 bytes fetched to ")
+
+
+def test_doctor_reports_machine_store_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (0 if "error" not in report["native"] else 1)
+    assert report["machine"]["num_usable_cores"] >= 1
+    assert set(report["extras"]) == {"compress", "hub", "cluster"}
+    assert report["store"]["num_models"] == 0
+    assert any("subsecond pull smollm2-135m" in line for line in report["advice"])
+    cli.main(["doctor"])
+    text = capsys.readouterr().out
+    assert report["machine"]["processor_name"] in text
+    assert "huge pages" in text
+
+
+def in_new_process(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from subsecond.cli.main import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([n for n in ('numpy', 'tokenizers', 'jinja2', 'tqdm', 'torch', 'urllib.request') if n in sys.modules])"
+    )
+    done = in_new_process(["-c", code])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    command = f"{sys.executable} -m subsecond list --json | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() in ("0", "141")
