@@ -38,8 +38,9 @@ check: $(VENV)/developed ## lint, types, formats, generated documents, architect
 	@$(BIN)/python tools/docs.py --check
 	@$(BIN)/python -m pytest -q tests/arch
 
-bench: $(VENV)/developed ## measure speed on this machine
-	@$(BIN)/python bench/run.py
+bench: $(VENV)/developed ## measure speed on this machine, beside llama.cpp when LLAMA_BUILD names its build
+	@$(BIN)/subsecond pull $(MODEL)
+	@$(BIN)/python -m bench.run --model $(MODEL) $(if $(LLAMA_BUILD),--llama-build $(LLAMA_BUILD))
 
 acceptance: $(VENV)/developed ## run the long checks of every claim
 	@$(BIN)/python -m pytest -m acceptance

@@ -265,7 +265,15 @@ def test_chat_json_prints_an_object_a_turn(
     assert model.prompts[-1] == turns("one", "two")
 
 
-def test_list_pull_and_rm_of_a_model_on_disk(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files that were packed; the bytes in these tests are no models."""
+    paths: list[Path] = []
+    monkeypatch.setattr("subsecond.cli.pull.pack", lambda path, _: paths.append(path))
+    return paths
+
+
+def test_list_pull_and_rm_of_a_model_on_disk(packed: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = store.model_path("smollm2-135m")
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(2_500_000))
@@ -283,11 +291,13 @@ def test_list_pull_and_rm_of_a_model_on_disk(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"smollm2-135m: 2.5 MB already in {path}\n"
     assert cli.main(["pull", "smollm2-135m", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["is_new"] is False
+    assert packed == [path, path]
     assert cli.main(["rm", "smollm2-135m", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"name": "smollm2-135m", "freed_bytes": 2_500_000}
     assert not path.exists()
 
 
+@pytest.mark.usefixtures("packed")
 def test_pull_shows_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def ensure(name: str, progress: Callable[[int, int | None], None]) -> Path:
         path = store.model_path(name)

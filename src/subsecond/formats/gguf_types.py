@@ -1,7 +1,7 @@
 """GGUF tensor types: their ids, block sizes and numpy dequantization; reads no files.
 
-Block layouts follow ggml (ggml-common.h, ggml-quants.c). Arithmetic is float32 in ggml's order of operations, so results
-equal those of ggml's reference dequantization bit for bit.
+Block layouts follow ggml (ggml-common.h, ggml-quants.c). Arithmetic is float32 in ggml's order of operations, so
+results equal those of ggml's reference dequantization bit for bit.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _q8_0(blocks: Bytes) -> Floats:
 
 
 def _scaled_groups(scales: Floats, codes: Floats) -> Floats:
-    """Multiply each equal group of a block's codes by its own scale; scales [blocks, groups], codes [blocks, elements]."""
+    """Multiply each group of a block's codes by its own scale; scales [blocks, groups], codes [blocks, elements]."""
     num_blocks, num_groups = scales.shape
     grouped = codes.reshape(num_blocks, num_groups, -1)
     return (scales[:, :, None] * grouped).reshape(num_blocks, -1)

@@ -42,7 +42,7 @@ def forward_windows(backend: Backend, windows: Int32, chunk: int | None = None) 
     for window in windows:
         for start in range(0, window_len, chunk):
             end = min(start + chunk, window_len)
-            logits[start:end] = backend.forward(_window_batch(window, start, end, num_blocks))
+            logits[start:end] = backend.forward(window_batch(window, start, end, num_blocks))
         yield logits
 
 
@@ -87,7 +87,8 @@ def _next_window(name: str, source: Iterator[Float32], index: int, num_windows: 
     return logits
 
 
-def _window_batch(window: Int32, start: int, end: int, num_blocks: int) -> ForwardBatch:
+def window_batch(window: Int32, start: int, end: int, num_blocks: int) -> ForwardBatch:
+    """Tokens [start, end) of one sequence that lies in blocks 0 to num_blocks, all rows selected."""
     num_rows = end - start
     return ForwardBatch(
         token_ids=np.asarray(window[start:end], dtype=np.int32),

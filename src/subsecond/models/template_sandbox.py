@@ -1,8 +1,8 @@
 """A Jinja environment in which a hostile chat template can neither reach Python nor run long nor take much memory.
 
-Jinja's own sandbox closes the way to Python's internals. This one adds costs: the template's syntax tree is rewritten so
-that every loop round, comparison, concatenation, slice and piece of output passes a meter, and only filters, methods and
-functions whose cost is known beforehand can be called. One meter belongs to one rendering.
+Jinja's own sandbox closes the way to Python's internals. This one adds costs: the template's syntax tree is rewritten
+so that every loop round, comparison, concatenation, slice and piece of output passes a meter, and only filters, methods
+and functions whose cost is known beforehand can be called. One meter belongs to one rendering.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from jinja2.visitor import NodeTransformer
 from subsecond.core.errors import InputError
 from subsecond.models.template_meter import ITEM_WORK, Meter, TemplateLimits, added, multiplied, raised
 
+MAX_TREE_NODES = 50_000
 MAX_TIME_FORMAT_CHARS = 256
 MAX_INDENT = 64
 MAX_ROUND_DIGITS = 64
@@ -39,7 +40,45 @@ _NUMBER_FILTERS = ("abs", "float", "int")
 
 _METHODS: Mapping[type, frozenset[str]] = {
     str: frozenset(
-        ["capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper"]
+        [
+            "capitalize",
+            "casefold",
+            "count",
+            "endswith",
+            "find",
+            "index",
+            "isalnum",
+            "isalpha",
+            "isascii",
+            "isdecimal",
+            "isdigit",
+            "isidentifier",
+            "islower",
+            "isnumeric",
+            "isprintable",
+            "isspace",
+            "istitle",
+            "isupper",
+            "join",
+            "lower",
+            "lstrip",
+            "partition",
+            "removeprefix",
+            "removesuffix",
+            "replace",
+            "rfind",
+            "rindex",
+            "rpartition",
+            "rsplit",
+            "rstrip",
+            "split",
+            "splitlines",
+            "startswith",
+            "strip",
+            "swapcase",
+            "title",
+            "upper",
+        ]
     ),
     dict: frozenset(("copy", "get", "items", "keys", "values")),
     list: frozenset(("copy", "count", "index")),
@@ -85,6 +124,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
+        # compiling costs far more than parsing, so large trees stop here
+        num_nodes = sum(1 for _ in tree.find_all(nodes.Node))
+        if num_nodes > MAX_TREE_NODES:
+            raise InputError(f"the chat template has {num_nodes} syntax nodes; at most {MAX_TREE_NODES} are allowed")
         for node in tree.find_all(_REFUSED):
             raise InputError(
                 f"the chat template uses {type(node).__name__!r} in line {node.lineno}, which is not allowed"
@@ -103,6 +146,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 meter.work(ITEM_WORK * sum(_length(each) for each in args))
         elif isinstance(owner, (LoopContext, *_METHODS)):
             __self._check_method(meter, owner, __obj.__name__, args, kwargs)
+            if isinstance(owner, str) and __obj.__name__ == "join" and len(args) == 1:
+                return _joined(meter, args[0], owner)
         else:
             raise InputError(f"the chat template calls a {type(__obj).__name__}, which is not allowed")
         return super().call(__context, __obj, *args, **kwargs)
@@ -194,9 +239,15 @@ class _Rewriter(NodeTransformer):
             node.args = [_through("_visited", argument) for argument in node.args or []]
         return node
 
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.key = node.key if isinstance(node.key, nodes.Const) else _through("_visited", node.key)
+        return node
+
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
+            node.arg = node.arg if isinstance(node.arg, nodes.Const) else _through("_visited", node.arg)
             return node
         parts = (node.arg.start, node.arg.stop, node.arg.step)
         return _through("_sliced", node.node, [part or nodes.Const(None, lineno=node.lineno) for part in parts])
@@ -211,7 +262,8 @@ class _Rewriter(NodeTransformer):
         return node
 
 
-def _through(name: str, node: nodes.Expr, args: Sequence[nodes.Expr] = ()) -> nodes.Filter:
+def _through(name: str, node: nodes.Node, args: Sequence[nodes.Expr] = ()) -> nodes.Filter:
+    assert isinstance(node, nodes.Expr)
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
@@ -286,7 +338,7 @@ def _join(context: Context, value: Any, d: str = "", attribute: str | int | None
 
 
 @pass_context
-def _replace(context: Context, value: Any, old: str, new: str, count: int = -1) -> str:
+def _replace(context: Context, value: Any, old: str, new: str, count: int | None = None) -> str:
     meter = _meter(context)
     meter.step()
     meter.write(value, "a replaced text")
@@ -346,11 +398,6 @@ def _check_text_method(meter: Meter, text: str, name: str, args: Sequence[object
         separator = args[0] if args and isinstance(args[0], str) and args[0] else None
         found = text.count(separator) if separator and name != "splitlines" else len(text) // 2
         meter.work(SPLIT_WORK * (found if separator else min(found, _count_gaps(text))))
-    elif name == "join":
-        items = args[0] if args and isinstance(args[0], (list, tuple, str, dict)) else ()
-        meter.new_value(sum(_length(item) + len(text) for item in items))
-        if not isinstance(args[0] if args else (), (list, tuple, str, dict)):
-            raise InputError("the chat template joins something that is not a list; use the filter 'list' first")
 
 
 def _count_gaps(text: str) -> int:
@@ -367,6 +414,7 @@ def _metered(name: str, count: Callable[[Meter, Any], None]) -> Callable[..., An
         meter = _meter(context)
         meter.step()
         count(meter, value)
+        meter.visit([*args, *kwargs.values()])
         if pass_arg == "context":
             return inner(context, value, *args, **kwargs)
         if pass_arg == "eval_context":

@@ -50,7 +50,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
-        """The tokenizer that a GGUF file's metadata describes; errors as in `Vocabulary.from_gguf` and the constructor."""
+        """The tokenizer that GGUF metadata describes; errors as in `Vocabulary.from_gguf` and the constructor."""
         return cls(Vocabulary.from_gguf(metadata))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The entries of a byte-level vocabulary: texts, merges, kinds and roles, from GGUF metadata; encodes nothing itself."""
+"""The entries of a byte-level vocabulary (texts, merges, kinds, roles), read from GGUF metadata; encodes nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Vocabulary:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Vocabulary:
-        """Read and check the vocabulary; FormatError when it is damaged, UnsupportedError when it is not byte-level BPE."""
+        """Read and check it; FormatError when it is damaged, UnsupportedError when it is not byte-level BPE."""
         model = metadata.get(PREFIX + "model")
         if model != "gpt2":
             raise UnsupportedError(

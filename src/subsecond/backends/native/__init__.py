@@ -4,6 +4,7 @@ from subsecond.backends.native.backend import NativeBackend, NativeConfig
 from subsecond.backends.native.loading import (
     KernelTest,
     choose_isa,
+    is_packed,
     load,
     measure_bandwidth,
     report,
@@ -16,6 +17,7 @@ __all__ = [
     "NativeBackend",
     "NativeConfig",
     "choose_isa",
+    "is_packed",
     "load",
     "measure_bandwidth",
     "report",

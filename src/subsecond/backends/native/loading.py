@@ -96,11 +96,16 @@ def load(
     threads = num_threads or probe().num_usable_cores
     tokens = context_tokens or _default_context(checkpoint.config, chosen)
     config = NativeConfig(chosen, threads, max_rows, num_blocks=-(-tokens // BLOCK_TOKENS))
-    if checkpoint.artifact is not None:
+    if checkpoint.artifact is not None and is_packed(checkpoint):
         weights = read_packed_weights(checkpoint.artifact)
     else:
         weights = pack_weights(checkpoint.weights, segment.graph.weights, threads)
     return NativeBackend(segment, weights, config)
+
+
+def is_packed(checkpoint: Checkpoint) -> bool:
+    """Whether `checkpoint` has an artifact in the layout of these kernels; one of another layout is of no use."""
+    return checkpoint.artifact is not None and checkpoint.artifact.manifest.packing.get("layout") == LAYOUT_VERSION
 
 
 def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:

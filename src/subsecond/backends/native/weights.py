@@ -14,7 +14,7 @@ from subsecond.core.errors import FormatError, UnsupportedError
 from subsecond.formats.artifact import Artifact
 from subsecond.models.weights import WeightSource
 
-LAYOUT_VERSION = 1  # of native/packed_weight.h; an artifact of another layout is packed anew
+LAYOUT_VERSION = 1  # of native/packed_weight.h; an artifact of another layout is not used
 VECTOR_FORMAT = "vector"
 PACKED_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
 COPY_LIMIT_BYTES = 256 * 2**20  # below this, huge pages beat a mapping: they raise cache-resident bandwidth
@@ -77,12 +77,7 @@ def pack_weights(
 
 def read_packed_weights(artifact: Artifact) -> PackedWeights:
     """The packed weights of an artifact: copied into huge pages when small, else mapped from the file."""
-    layout = artifact.manifest.packing.get("layout")
-    if layout != LAYOUT_VERSION:
-        raise FormatError(
-            f"{artifact.path}: packed in layout {layout}; this program reads layout {LAYOUT_VERSION}. Pull or pack it again"
-        )
-    packed = artifact.packed
+    packed: NDArray[np.uint8] = artifact.packed
     if packed.size <= COPY_LIMIT_BYTES:
         packed = _native.allocate(packed.size)
         artifact.read_packed_into(packed)

@@ -1,0 +1,98 @@
+"""The native backend with real weights against the fp32 torch reference: divergence and greedy agreement."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from subsecond.backends import native
+from subsecond.backends.torch import TorchBackend
+from subsecond.measure.agreement import GreedyAgreement, compare_greedy
+from subsecond.measure.evaluation import evaluate
+from subsecond.measure.windows import windows_of_text
+from subsecond.models.checkpoint import Checkpoint, open_checkpoint
+from tests.parity.kernel_cases import ISAS
+
+pytestmark = pytest.mark.real_model
+DATA = Path(__file__).parents[1] / "data"
+NEAR_TIE_LOGITS = 0.2  # bf16 rounding moves a logit of these models by a few hundredths; a gap below this can turn
+MAX_MEAN_KL = {"amx": 0.001, "avx512": 1e-6, "avx2": 1e-6, "scalar": 1e-6}
+PROMPTS = DATA.joinpath("prompts.txt").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(smollm2_path: Path) -> Checkpoint:
+    return open_checkpoint(os.environ.get("SUBSECOND_ACCEPTANCE_MODEL") or smollm2_path)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Checkpoint) -> TorchBackend:
+    return TorchBackend(checkpoint.graph(), checkpoint.weights, num_blocks=8, block_tokens=32, max_rows=256)
+
+
+def prompt_ids(checkpoint: Checkpoint, prompt: str) -> list[int]:
+    template = checkpoint.chat_template
+    assert template is not None
+    text = template.render([{"role": "user", "content": prompt}])
+    return checkpoint.tokenizer.encode(text, allow_special=True)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_divergence_from_the_reference_is_small(isa: str, checkpoint: Checkpoint, reference: TorchBackend) -> None:
+    text = DATA.joinpath("moby_dick.txt").read_text()
+    windows = windows_of_text(text, checkpoint.tokenizer.encode, 2, 256)
+    report = evaluate(native.load(checkpoint, isa=isa, context_tokens=512), reference, windows)
+    assert report.mean_kl.value <= MAX_MEAN_KL[isa]
+    assert report.top1_agreement.value >= (0.96 if isa == "amx" else 0.998)
+    assert abs(report.perplexity_ratio.value - 1) < 0.005
+
+
+def greedy_agreements(
+    isa: str, checkpoint: Checkpoint, reference: TorchBackend, prompts: list[str], num_tokens: int
+) -> list[GreedyAgreement]:
+    backend = native.load(checkpoint, isa=isa, context_tokens=256)
+    ids = [prompt_ids(checkpoint, prompt) for prompt in prompts]
+    return [compare_greedy(backend, reference, prompt, num_tokens) for prompt in ids]
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_greedy_answers_follow_the_reference(isa: str, checkpoint: Checkpoint, reference: TorchBackend) -> None:
+    found = greedy_agreements(isa, checkpoint, reference, PROMPTS[:4], 24)
+    assert all(agreement.is_explained(NEAR_TIE_LOGITS) for agreement in found), found
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_greedy_answers_of_all_prompts(
+    isa: str, checkpoint: Checkpoint, reference: TorchBackend, record_property: Callable[[str, object], None]
+) -> None:
+    found = greedy_agreements(isa, checkpoint, reference, PROMPTS, 64)
+    explained = sum(agreement.is_explained(NEAR_TIE_LOGITS) for agreement in found)
+    equal = sum(agreement.first_difference is None for agreement in found)
+    gaps = sorted(round(agreement.logit_gap, 3) for agreement in found if agreement.first_difference is not None)
+    record_property("agreement", f"{equal} of {len(found)} equal, {explained} equal up to a near-tie; gaps {gaps}")
+    assert explained >= 30, gaps
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_artifact_gives_the_bits_of_the_file(isa: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    native.write_artifact(checkpoint, tmp_path)
+    packed = open_checkpoint(tmp_path)
+    assert packed.artifact is not None
+    windows = np.arange(40, dtype=np.int32)[np.newaxis] * 7
+    (expected,), (actual,) = (
+        [logits.copy() for logits in forward(source, isa, windows)] for source in (checkpoint, packed)
+    )
+    np.testing.assert_array_equal(actual, expected)
+
+
+def forward(
+    checkpoint: Checkpoint, isa: str, windows: np.typing.NDArray[np.int32]
+) -> list[np.typing.NDArray[np.float32]]:
+    from subsecond.measure.evaluation import forward_windows
+
+    return list(forward_windows(native.load(checkpoint, isa=isa, context_tokens=64), windows))

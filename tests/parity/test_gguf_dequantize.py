@@ -1,0 +1,68 @@
+"""Dequantization equals the gguf package's bit for bit, and tensors written by that package are found where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from subsecond.formats import gguf_types
+from subsecond.formats.gguf import GgufFile
+from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize, dequantize
+
+DECODED = [tensor_type for tensor_type in TensorType if can_dequantize(tensor_type)]
+
+
+@pytest.mark.parametrize("tensor_type", DECODED, ids=lambda each: each.name)
+@pytest.mark.parametrize("chunk_elements", [1 << 20, 512])
+def test_random_blocks(tensor_type: TensorType, chunk_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random bytes hold every code and every kind of scale: sub-normal, infinite and nan ones too."""
+    monkeypatch.setattr(gguf_types, "CHUNK_ELEMENTS", chunk_elements)
+    layout = BLOCK_LAYOUTS[tensor_type]
+    rows, blocks_in_row = 7, 256 // layout.num_elements * 3
+    raw = np.random.default_rng(tensor_type).integers(0, 256, rows * blocks_in_row * layout.num_bytes, dtype=np.uint8)
+    ours = dequantize(tensor_type, raw, (rows, blocks_in_row * layout.num_elements))
+    with np.errstate(all="ignore"):
+        theirs = gguf.quants.dequantize(raw.reshape(rows, -1), gguf.GGMLQuantizationType(tensor_type))
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
+    numbers = ~np.isnan(ours)
+    assert numbers.mean() > 0.5
+    np.testing.assert_array_equal(ours[numbers].view(np.uint32), theirs[numbers].view(np.uint32))
+
+
+@pytest.mark.parametrize("tensor_type", TensorType, ids=lambda each: each.name)
+def test_block_sizes(tensor_type: TensorType) -> None:
+    layout = BLOCK_LAYOUTS[tensor_type]
+    num_elements, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor_type.name]]
+    assert gguf.GGMLQuantizationType[tensor_type.name].value == tensor_type
+    if tensor_type is TensorType.Q8_1:
+        num_bytes = 36  # ggml's block_q8_1 holds two float16; the package counts them as float32
+    assert (layout.num_elements, layout.num_bytes) == (num_elements, num_bytes)
+
+
+def test_files_of_the_package_are_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    matrix = rng.standard_normal((6, 64)).astype(np.float32)
+    blocks = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType.Q8_0)
+    path = tmp_path / "model.gguf"
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_uint32("answer", 42)
+    out.add_token_list(["a", "é", "<|x|>"])
+    out.add_token_types([1, 1, 3])
+    out.add_tensor("plain", matrix)
+    out.add_tensor("quantized", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    file = GgufFile.open(path)
+    assert file.metadata["general.architecture"] == "llama"
+    assert file.metadata["answer"] == 42
+    assert file.metadata["tokenizer.ggml.tokens"] == ["a", "é", "<|x|>"]
+    assert file.metadata["tokenizer.ggml.token_type"] == [1, 1, 3]
+    assert file.tensors["plain"].shape == file.tensors["quantized"].shape == (6, 64)
+    np.testing.assert_array_equal(dequantize(TensorType.F32, file.raw("plain"), (6, 64)), matrix)
+    assert file.raw("quantized").tobytes() == blocks.tobytes()
