@@ -1,8 +1,8 @@
 // Kernels of the f32 arithmetic, written once over a vector `V` of sixteen floats and compiled once per instruction
 // set.
 //
-// The including file defines, in its own namespace, `V` with the operations used here, kRowBlock, kColumnBlock and the
-// code readers.
+// The including file defines, in its own namespace, `V` with the operations used here, kRowBlock, kColumnBlock,
+// kSingleRows and the code readers.
 
 #include "elementwise.inl.h"
 
@@ -51,77 +51,119 @@ struct TileScales {
 };
 
 // Scale and offset of the sixteen rows of a tile: w = d * code + m.
-static inline void read_scales(Format format, const uint8_t* header, const uint8_t* tile, TileScales& scales) {
-  if (format >= Format::kQ4_K) {
-    const bool is_q4 = format == Format::kQ4_K;
-    for (int n = 0; n < 16; ++n) {
-      const float d = half_to_float(header + 2 * n);
-      scales.d[0][n] = d * (is_q4 ? static_cast<float>(tile[n]) : static_cast<float>(static_cast<int8_t>(tile[n])));
-      scales.d[1][n] = is_q4 ? scales.d[0][n] : d * static_cast<float>(static_cast<int8_t>(tile[16 + n]));
-      scales.m[n] = is_q4 ? -(half_to_float(header + 32 + 2 * n) * static_cast<float>(tile[16 + n])) : 0.0f;
-    }
-    return;
-  }
-  const float offset = format == Format::kQ4_0 ? -8.0f : format == Format::kQ5_0 ? -16.0f : 0.0f;
-  for (int n = 0; n < 16; ++n) {
-    const float d = half_to_float(tile + 2 * n);
-    scales.d[0][n] = scales.d[1][n] = d;
-    scales.m[n] = format == Format::kQ4_1 ? half_to_float(tile + 32 + 2 * n) : d * offset;
-  }
+template <Format F>
+static inline void read_scales(const uint8_t* header, const uint8_t* tile, TileScales& scales) {
+  V d = codes_f16(F >= Format::kQ4_K ? header : tile), m = V::set1(0.0f);
+  if constexpr (F == Format::kQ4_K) m = V::sub(m, V::mul(codes_f16(header + 32), codes_s8(tile + 16)));
+  if constexpr (F == Format::kQ4_1) m = codes_f16(tile + 32);
+  if constexpr (F == Format::kQ4_0 || F == Format::kQ5_0) m = V::mul(d, V::set1(F == Format::kQ4_0 ? -8.0f : -16.0f));
+  if constexpr (F == Format::kQ6_K) V::store(scales.d[1], V::mul(d, codes_s8(tile + 16)));
+  if constexpr (F >= Format::kQ4_K) d = V::mul(d, codes_s8(tile));
+  V::store(scales.d[0], d);
+  V::store(scales.m, m);
 }
 
 // The sixteen codes of row n from input 16 * half on, as floats; plain formats give the weights themselves.
-static inline V read_codes(Format format, const uint8_t* tile, int n, int half) {
-  switch (format) {
-    case Format::kF32:
-      return V::load(reinterpret_cast<const float*>(tile) + 32 * n + 16 * half);
-    case Format::kF16:
-      return codes_f16(tile + 64 * n + 32 * half);
-    case Format::kBF16:
-      return codes_bf16(tile + 64 * n + 32 * half);
-    case Format::kQ4_0:
-      return codes_u4(tile + 32 + 16 * n, half);
-    case Format::kQ4_1:
-      return codes_u4(tile + 64 + 16 * n, half);
-    case Format::kQ5_0:
-      return codes_u5(tile + 96 + 16 * n, tile + 32 + 4 * n, half);
-    case Format::kQ8_0:
-      return codes_s8(tile + 32 + 32 * n + 16 * half);
-    case Format::kQ4_K:
-      return codes_u4(tile + 32 + 16 * n, half);
-    default:
-      return codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, half);
+template <Format F>
+static inline V read_codes(const uint8_t* tile, int n, int half) {
+  if constexpr (F == Format::kF32)
+    return V::load(reinterpret_cast<const float*>(tile) + 32 * n + 16 * half);
+  else if constexpr (F == Format::kF16)
+    return codes_f16(tile + 64 * n + 32 * half);
+  else if constexpr (F == Format::kBF16)
+    return codes_bf16(tile + 64 * n + 32 * half);
+  else if constexpr (F == Format::kQ4_1)
+    return codes_u4(tile + 64 + 16 * n, half);
+  else if constexpr (F == Format::kQ5_0)
+    return codes_u5(tile + 96 + 16 * n, tile + 32 + 4 * n, half);
+  else if constexpr (F == Format::kQ8_0)
+    return codes_s8(tile + 32 + 32 * n + 16 * half);
+  else if constexpr (F == Format::kQ6_K)
+    return codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, half);
+  else
+    return codes_u4(tile + 32 + 16 * n, half);
+}
+
+template <Format F>
+static inline V read_weights(const uint8_t* tile, const TileScales& scales, int n, int half) {
+  const V codes = read_codes<F>(tile, n, half);
+  if constexpr (F <= Format::kBF16)
+    return codes;
+  else
+    return V::fma(codes, V::set1(scales.d[F == Format::kQ6_K ? half : 0][n]), V::set1(scales.m[n]));
+}
+
+// Calls visit(t, tile, scales) for every tile t of a panel in order.
+template <Format F, class Visit>
+static inline void each_tile(const PackedWeight& weight, int64_t panel, Visit visit) {
+  const FormatInfo& info = format_info(F);
+  const uint8_t* header = weight.data + panel * weight.panel_bytes();
+  TileScales scales;
+  for (int64_t t = 0; t < weight.num_tiles();) {
+    const uint8_t* tile = header + info.header_bytes;
+    for (int64_t i = 0; i < info.tiles_per_super; ++i, ++t, tile += info.tile_bytes) {
+      if constexpr (F > Format::kBF16) read_scales<F>(header, tile, scales);
+      visit(t, tile, scales);
+    }
+    header = tile;
   }
 }
 
 // Rows [begin, end) of a panel as float32 [end - begin][num_tiles * 32].
-static inline void unpack_rows(const PackedWeight& weight, int64_t panel, int begin, int end, float* output) {
-  const FormatInfo& info = format_info(weight.format);
-  const int64_t num_tiles = weight.num_tiles(), width = num_tiles * kTileInputs;
-  const uint8_t* super = weight.data + panel * weight.panel_bytes();
-  const bool is_plain = weight.format <= Format::kBF16;
-  TileScales scales;
-  for (int64_t t = 0; t < num_tiles; ++t) {
-    const int64_t in_super = t % info.tiles_per_super;
-    const uint8_t* tile = super + info.header_bytes + in_super * info.tile_bytes;
-    if (!is_plain) read_scales(weight.format, super, tile, scales);
+template <Format F>
+static void unpack_rows(const PackedWeight& weight, int64_t panel, int begin, int end, float* output) {
+  const int64_t width = weight.num_tiles() * kTileInputs;
+  each_tile<F>(weight, panel, [=](int64_t t, const uint8_t* tile, const TileScales& scales) {
     for (int n = begin; n < end; ++n)
-      for (int half = 0; half < 2; ++half) {
-        V v = read_codes(weight.format, tile, n, half);
-        if (!is_plain) v = V::fma(v, V::set1(scales.d[half][n]), V::set1(scales.m[n]));
-        V::store(output + (n - begin) * width + t * kTileInputs + 16 * half, v);
+      for (int half = 0; half < 2; ++half)
+        V::store(output + (n - begin) * width + t * kTileInputs + 16 * half, read_weights<F>(tile, scales, n, half));
+  });
+}
+
+// sums[n] = activations . row n of a panel, for one row of activations: the weights never leave the registers. The
+// order of additions is that of dot_block.
+template <Format F>
+static void dot_single(const PackedWeight& weight, int64_t panel, const float* a, float* sums) {
+  for (int first = 0; first < 16; first += kSingleRows) {
+    V acc[kSingleRows];
+    for (int n = 0; n < kSingleRows; ++n) acc[n] = V::set1(0.0f);
+    each_tile<F>(weight, panel, [&](int64_t t, const uint8_t* tile, const TileScales& scales) {
+      const V low = V::load(a + t * kTileInputs), high = V::load(a + t * kTileInputs + 16);
+      for (int n = 0; n < kSingleRows; ++n) {
+        acc[n] = V::fma(low, read_weights<F>(tile, scales, first + n, 0), acc[n]);
+        acc[n] = V::fma(high, read_weights<F>(tile, scales, first + n, 1), acc[n]);
       }
-    if (in_super == info.tiles_per_super - 1) super = tile + info.tile_bytes;
+    });
+    for (int n = 0; n < kSingleRows; ++n) sums[first + n] = V::sum(acc[n]);
   }
 }
+
+struct FormatKernels {
+  void (*unpack_rows)(const PackedWeight&, int64_t, int, int, float*);
+  void (*dot_single)(const PackedWeight&, int64_t, const float*, float*);
+};
+
+template <Format F>
+static constexpr FormatKernels kernels_for() {
+  return {unpack_rows<F>, dot_single<F>};
+}
+
+static constexpr FormatKernels kFormatKernels[] = {
+    kernels_for<Format::kF32>(),  kernels_for<Format::kF16>(),  kernels_for<Format::kBF16>(),
+    kernels_for<Format::kQ4_0>(), kernels_for<Format::kQ4_1>(), kernels_for<Format::kQ5_0>(),
+    kernels_for<Format::kQ8_0>(), kernels_for<Format::kQ4_K>(), kernels_for<Format::kQ6_K>(),
+};
+
+static inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[static_cast<int>(format)]; }
 
 static void unpack_row(const PackedWeight& weight, int64_t index, float* output) {
   const int64_t panel = index / kPanelOutputs;
   const int n = static_cast<int>(index % kPanelOutputs);
-  if (weight.num_inputs % kTileInputs == 0) return unpack_rows(weight, panel, n, n + 1, output);
+  if (weight.num_inputs % kTileInputs == 0)
+    return kernels_of(weight.format).unpack_rows(weight, panel, n, n + 1, output);
   const int64_t bytes = weight.num_tiles() * kTileInputs * static_cast<int64_t>(sizeof(float));
   float* padded = static_cast<float*>(__builtin_alloca(static_cast<size_t>(bytes)));
-  unpack_rows(weight, panel, n, n + 1, padded);
+  kernels_of(weight.format).unpack_rows(weight, panel, n, n + 1, padded);
   __builtin_memcpy(output, padded, static_cast<size_t>(weight.num_inputs) * sizeof(float));
 }
 
@@ -171,25 +213,28 @@ static inline void dot_panel(const float* a, const float* w, int64_t width, floa
 }
 
 static void linear_panel(const LinearArgs& args, int weight, int64_t panel, int64_t column_offset, float* scratch) {
-  const int64_t width = args.weights[weight].num_tiles() * kTileInputs;
+  const int64_t width = args.weights[weight].num_tiles() * kTileInputs, column = panel * kPanelOutputs;
   const int num_parts = args.is_gated ? 2 : 1;
   const float* a = reinterpret_cast<const float*>(args.packed);
-  for (int part = 0; part < num_parts; ++part)
-    unpack_rows(args.weights[weight + part], panel, 0, 16, scratch + part * 16 * width);
   float sums[2][kRowBlock * 16];
-  int64_t row = 0;
-  while (row < args.num_rows) {
-    const bool is_full = args.num_rows - row >= kRowBlock;
-    for (int part = 0; part < num_parts; ++part) {
+  for (int part = 0; part < num_parts; ++part) {
+    const PackedWeight& w = args.weights[weight + part];
+    if (args.num_rows == 1)
+      kernels_of(w.format).dot_single(w, panel, a, sums[part]);
+    else
+      kernels_of(w.format).unpack_rows(w, panel, 0, 16, scratch + part * 16 * width);
+  }
+  for (int64_t row = 0; row < args.num_rows;) {
+    const int64_t count = args.num_rows - row >= kRowBlock ? kRowBlock : 1;
+    for (int part = 0; part < num_parts && args.num_rows > 1; ++part) {
       const float* w = scratch + part * 16 * width;
-      if (is_full)
+      if (count == kRowBlock)
         dot_panel<kRowBlock>(a + row * width, w, width, sums[part]);
       else
         dot_panel<1>(a + row * width, w, width, sums[part]);
     }
-    const int64_t count = is_full ? kRowBlock : 1;
     for (int64_t r = 0; r < count; ++r, ++row)
-      write_outputs(args, weight, row, panel * 16, column_offset + panel * 16, sums[0] + 16 * r,
+      write_outputs(args, weight, row, column, column_offset + column, sums[0] + 16 * r,
                     args.is_gated ? sums[1] + 16 * r : nullptr);
   }
 }

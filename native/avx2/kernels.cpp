@@ -128,6 +128,7 @@ inline V codes_s8(const uint8_t* p) {
 }
 
 constexpr int kRowBlock = 2;
+constexpr int kSingleRows = 4;
 constexpr int kColumnBlock = 2;
 
 #include "../f32_kernels.inl.h"

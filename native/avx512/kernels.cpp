@@ -10,6 +10,7 @@ namespace {
 #include "vector.inl.h"
 
 constexpr int kRowBlock = 4;
+constexpr int kSingleRows = 8;
 constexpr int kColumnBlock = 4;
 
 #include "../f32_kernels.inl.h"

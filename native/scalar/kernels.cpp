@@ -128,6 +128,7 @@ V codes_s8(const uint8_t* p) {
 }
 
 constexpr int kRowBlock = 1;
+constexpr int kSingleRows = 1;
 constexpr int kColumnBlock = 1;
 
 #include "../f32_kernels.inl.h"

@@ -1,4 +1,4 @@
-"""Dequantization equals the gguf package's bit for bit, and tensors written by that package are found where they are."""
+"""Dequantization equals the gguf package's bit for bit, and files written by that package are read."""
 
 from __future__ import annotations
 

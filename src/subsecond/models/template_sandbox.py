@@ -23,9 +23,9 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from subsecond.core.errors import InputError
-from subsecond.models.template_meter import ITEM_WORK, Meter, TemplateLimits, added, multiplied, raised
+from subsecond.models.template_meter import ITEM_WORK, LimitError, Meter, TemplateLimits, added, multiplied, raised
 
-MAX_TREE_NODES = 50_000
+MAX_TREE_NODES = 20_000
 MAX_TIME_FORMAT_CHARS = 256
 MAX_INDENT = 64
 MAX_ROUND_DIGITS = 64
@@ -463,7 +463,7 @@ def _limited_range(context: Context, *args: int) -> range:
     limit = _meter(context).limits.max_range
     # compared by index: len() fails beyond the machine's word
     if numbers[limit:]:
-        raise InputError(f"the chat template asks for a range of more than {limit} numbers")
+        raise LimitError(f"the chat template asks for a range of more than {limit} numbers")
     return numbers
 
 

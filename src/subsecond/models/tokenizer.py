@@ -121,19 +121,18 @@ class Tokenizer:
 
         Raises InputError for text with lone surrogates, which has no UTF-8 form.
         """
-        try:
-            if not allow_special or self._special_pattern is None:
-                return self._encode_plain(text)
-            token_ids: list[int] = []
-            # the pattern is one group, so split() returns the special tokens too, at the odd places
-            for index, piece in enumerate(self._special_pattern.split(text)):
-                if index % 2:
-                    token_ids.append(self._control_tokens[piece])
-                elif piece:
-                    token_ids += self._encode_plain(piece)
-            return token_ids
-        except UnicodeEncodeError as error:
-            raise InputError(f"the text holds half of a surrogate pair at character {error.start}; remove it") from None
+        if not _is_utf8(text):
+            raise InputError("the text holds half of a surrogate pair, which no encoding of text allows; remove it")
+        if not allow_special or self._special_pattern is None:
+            return self._encode_plain(text)
+        token_ids: list[int] = []
+        # the pattern is one group, so split() returns the special tokens too, at the odd places
+        for index, piece in enumerate(self._special_pattern.split(text)):
+            if index % 2:
+                token_ids.append(self._control_tokens[piece])
+            elif piece:
+                token_ids += self._encode_plain(piece)
+        return token_ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves control tokens out."""
@@ -211,28 +210,20 @@ def _build(vocabulary: Vocabulary, control_tokens: Mapping[str, int]) -> tokeniz
     missing = [chr(byte) for byte in range(0x20, 0x7F) if _CHARACTERS[byte] not in id_by_text]
     if missing:
         raise FormatError(f"the vocabulary has no byte-level token for the characters {''.join(missing)!r}")
+    if not _is_utf8("".join(id_by_text)):  # such tokens exist to be decoded; no text becomes one
+        id_by_text = {text: token_id for text, token_id in id_by_text.items() if _is_utf8(text)}
     pairs = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    bpe = _bpe(id_by_text, pairs, vocabulary.pre)
-    if bpe is None:  # tokens that are not UTF-8 exist to be decoded; no text becomes one
-        bpe = _bpe({text: each for text, each in id_by_text.items() if _is_utf8(text)}, pairs, vocabulary.pre)
-    if bpe is None:
-        raise FormatError("a merge is not valid UTF-8")
+    ignores_merges = _ignores_merges(vocabulary.pre)
+    try:
+        bpe = models.BPE(vocab=id_by_text, merges=pairs, ignore_merges=ignores_merges)  # type: ignore[arg-type]
+    except Exception as error:  # the library raises plain Exception, also for a merge that names no token
+        raise FormatError(f"merges and tokens do not fit together: {str(error)[:200]}") from error
     encoder = tokenizers.Tokenizer(bpe)
     if normalizer is not None:
         encoder.normalizer = normalizer
     encoder.pre_tokenizer = pre_tokenizer
     encoder.decoder = decoders.ByteLevel()
     return encoder
-
-
-def _bpe(id_by_text: dict[str, int], pairs: list[tuple[str, ...]], pre: str) -> models.BPE | None:
-    """Build the model; None if a text is not UTF-8."""
-    try:
-        return models.BPE(vocab=id_by_text, merges=pairs, ignore_merges=_ignores_merges(pre))  # type: ignore[arg-type]
-    except UnicodeEncodeError:
-        return None
-    except Exception as error:  # the library raises plain Exception, also for a merge that names no token
-        raise FormatError(f"merges and tokens do not fit together: {str(error)[:200]}") from error
 
 
 def _describe(vocabulary: Vocabulary, control_tokens: Mapping[str, int]) -> dict[str, object]:
