@@ -96,7 +96,7 @@ static inline V read_weights(const uint8_t* tile, const TileScales& scales, int 
 // Calls visit(t, tile, scales) for every tile t of a panel in order.
 template <Format F, class Visit>
 static inline void each_tile(const PackedWeight& weight, int64_t panel, Visit visit) {
-  const FormatInfo& info = format_info(F);
+  constexpr FormatInfo info = kFormats[static_cast<int>(F)];
   const uint8_t* header = weight.data + panel * weight.panel_bytes();
   TileScales scales;
   for (int64_t t = 0; t < weight.num_tiles();) {

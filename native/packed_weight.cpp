@@ -5,13 +5,6 @@
 namespace subsecond {
 namespace {
 
-constexpr FormatInfo kFormats[] = {
-    {"F32", 1, 4, 1, 0, 2048},   {"F16", 1, 2, 1, 0, 1024},      {"BF16", 1, 2, 1, 0, 1024},
-    {"Q4_0", 32, 18, 1, 0, 288}, {"Q4_1", 32, 20, 1, 0, 320},    {"Q5_0", 32, 22, 1, 0, 352},
-    {"Q8_0", 32, 34, 1, 0, 544}, {"Q4_K", 256, 144, 8, 64, 288}, {"Q6_K", 256, 210, 8, 64, 416},
-};
-static_assert(sizeof(kFormats) / sizeof(kFormats[0]) == static_cast<size_t>(Format::kCount));
-
 // 32 four-bit codes in order of input -> the word order of a packed row.
 void put_nibbles(const uint8_t* codes, uint8_t* out) {
   for (int j = 0; j < 8; ++j) {

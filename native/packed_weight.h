@@ -38,6 +38,14 @@ struct FormatInfo {
   int64_t tile_bytes;    // of a packed tile
 };
 
+// In the order of Format. Kernels read it at compile time; format_info serves the rest.
+inline constexpr FormatInfo kFormats[] = {
+    {"F32", 1, 4, 1, 0, 2048},   {"F16", 1, 2, 1, 0, 1024},      {"BF16", 1, 2, 1, 0, 1024},
+    {"Q4_0", 32, 18, 1, 0, 288}, {"Q4_1", 32, 20, 1, 0, 320},    {"Q5_0", 32, 22, 1, 0, 352},
+    {"Q8_0", 32, 34, 1, 0, 544}, {"Q4_K", 256, 144, 8, 64, 288}, {"Q6_K", 256, 210, 8, 64, 416},
+};
+static_assert(sizeof(kFormats) / sizeof(kFormats[0]) == static_cast<size_t>(Format::kCount));
+
 const FormatInfo& format_info(Format format);
 
 // The format of that GGUF name; kCount where there is none.

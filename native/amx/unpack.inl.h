@@ -6,45 +6,6 @@
 
 constexpr int kPrefetchBytes = 2048;  // ahead of the tile being unpacked, in the same stream
 
-template <Format F>
-struct Layout;
-template <>
-struct Layout<Format::kF32> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 2048;
-};
-template <>
-struct Layout<Format::kF16> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 1024;
-};
-template <>
-struct Layout<Format::kBF16> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 1024;
-};
-template <>
-struct Layout<Format::kQ4_0> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 288;
-};
-template <>
-struct Layout<Format::kQ4_1> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 320;
-};
-template <>
-struct Layout<Format::kQ5_0> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 352;
-};
-template <>
-struct Layout<Format::kQ8_0> {
-  static constexpr int tiles_per_super = 1, header = 0, tile = 544;
-};
-template <>
-struct Layout<Format::kQ4_K> {
-  static constexpr int tiles_per_super = 8, header = 64, tile = 288;
-};
-template <>
-struct Layout<Format::kQ6_K> {
-  static constexpr int tiles_per_super = 8, header = 64, tile = 416;
-};
-
 struct alignas(64) Scales {
   float d[16];
   float m[16];
@@ -159,10 +120,11 @@ inline void unpack_plain(Format format, const uint8_t* tile, uint16_t* out) {
 // Tile `t` of a panel into `out`.
 template <Format F>
 inline void unpack_tile(const uint8_t* panel, int64_t t, uint16_t* out) {
-  using L = Layout<F>;
-  const uint8_t* header = panel + t / L::tiles_per_super * (L::header + L::tiles_per_super * L::tile);
-  const uint8_t* tile = header + L::header + t % L::tiles_per_super * L::tile;
-  for (int i = 0; i < L::tile; i += 64)
+  constexpr FormatInfo info = kFormats[static_cast<int>(F)];
+  constexpr int64_t super_bytes = info.header_bytes + info.tiles_per_super * info.tile_bytes;
+  const uint8_t* header = panel + t / info.tiles_per_super * super_bytes;
+  const uint8_t* tile = header + info.header_bytes + t % info.tiles_per_super * info.tile_bytes;
+  for (int i = 0; i < info.tile_bytes; i += 64)
     _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + i, _MM_HINT_T0);
   if constexpr (F == Format::kQ8_0) {
     unpack_bytes(tile, out);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +68,14 @@ def test_greedy_answers_follow_the_reference(isa: str, checkpoint: Checkpoint, r
 @pytest.mark.acceptance
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def test_greedy_answers_of_all_prompts(
-    isa: str, checkpoint: Checkpoint, reference: TorchBackend, record_property: Callable[[str, object], None]
+    isa: str, checkpoint: Checkpoint, reference: TorchBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = greedy_agreements(isa, checkpoint, reference, PROMPTS, 64)
     explained = sum(agreement.is_explained(NEAR_TIE_LOGITS) for agreement in found)
     equal = sum(agreement.first_difference is None for agreement in found)
     gaps = sorted(round(agreement.logit_gap, 3) for agreement in found if agreement.first_difference is not None)
-    record_property("agreement", f"{equal} of {len(found)} equal, {explained} equal up to a near-tie; gaps {gaps}")
+    with capsys.disabled():
+        sys.stdout.write(f"\n{isa}: {equal} of {len(found)} equal, {explained} equal up to a near-tie; gaps {gaps}\n")
     assert explained >= 30, gaps
 
 
