@@ -16,30 +16,14 @@
 namespace subsecond {
 namespace {
 
-Format checked_format(const std::string& name) {
-  const Format format = format_by_name(name.c_str());
-  if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
-  return format;
-}
-
-void check_shape(Format format, int64_t num_outputs, int64_t num_inputs) {
-  constexpr int64_t kLargest = int64_t{1} << 31;
-  if (num_outputs < 1 || num_inputs < 1 || num_outputs > kLargest || num_inputs > kLargest)
-    throw nb::value_error("a weight has 1 to 2^31 outputs and inputs");
-  if (num_inputs % format_info(format).block_elements != 0)
-    throw nb::value_error("the number of inputs is not a multiple of the block size of the format");
-}
-
 int64_t packed_size(const std::string& name, int64_t num_outputs, int64_t num_inputs) {
-  const Format format = checked_format(name);
-  check_shape(format, num_outputs, num_inputs);
+  const Format format = checked_format(name, num_outputs, num_inputs);
   return packed_bytes(format, num_outputs, num_inputs);
 }
 
 void pack_into(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& stored,
                const nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& packed) {
-  const Format format = checked_format(name);
-  check_shape(format, num_outputs, num_inputs);
+  const Format format = checked_format(name, num_outputs, num_inputs);
   const FormatInfo& info = format_info(format);
   if (static_cast<int64_t>(stored.shape(0)) != num_outputs * (num_inputs / info.block_elements) * info.block_bytes)
     throw nb::value_error("the stored tensor has not the number of bytes that its shape asks for");
@@ -110,7 +94,7 @@ double measure_bandwidth(int num_threads, int64_t num_bytes, int repeats) {
       sums[static_cast<size_t>(thread) * 8] = sum[0] + sum[1] + sum[2] + sum[3];
     });
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    if (repeat > 0) best = std::max(best, static_cast<double>(num_bytes) / elapsed.count() / 1e9);
+    if (repeat > 0) best = std::max(best, static_cast<double>(words * num_threads * 8) / elapsed.count() / 1e9);
   }
   volatile uint64_t sink = sums[0];
   static_cast<void>(sink);
@@ -118,6 +102,24 @@ double measure_bandwidth(int num_threads, int64_t num_bytes, int repeats) {
 }
 
 }  // namespace
+
+Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_inputs) {
+  constexpr int64_t kLargest = int64_t{1} << 31;
+  const Format format = format_by_name(name.c_str());
+  if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
+  if (num_outputs < 1 || num_inputs < 1 || num_outputs > kLargest || num_inputs > kLargest)
+    throw nb::value_error("a weight has 1 to 2^31 outputs and inputs");
+  if (num_inputs % format_info(format).block_elements != 0)
+    throw nb::value_error("the number of inputs is not a multiple of the block size of the format");
+  return format;
+}
+
+PackedWeight checked_weight(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& packed) {
+  const Format format = checked_format(name, num_outputs, num_inputs);
+  if (static_cast<int64_t>(packed.shape(0)) != packed_bytes(format, num_outputs, num_inputs))
+    throw nb::value_error("the packed weight has not the number of bytes that its shape asks for");
+  return {format, num_outputs, num_inputs, packed.data()};
+}
 
 NB_MODULE(_native, module) {
   // Threads that still run at exit keep models alive; that is no leak to warn of.
@@ -134,7 +136,8 @@ NB_MODULE(_native, module) {
   module.def("packed_size", &packed_size, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              "Bytes of a packed weight.");
   module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
-             nb::arg("stored"), nb::arg("packed"), "Reorder a stored tensor into its packed form.");
+             nb::arg("stored").noconvert(), nb::arg("packed").noconvert(),
+             "Reorder a stored tensor into its packed form.");
   module.def(
       "allocate", [](size_t num_bytes) { return as_array(Buffer(num_bytes)); }, nb::arg("num_bytes"),
       nb::sig("def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]"),

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "memory.h"
+#include "packed_weight.h"
 
 namespace subsecond {
 
@@ -25,6 +26,12 @@ inline nb::object as_array(Buffer&& buffer) {
   nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<Buffer*>(p); });
   return nb::cast(nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(owned->data(), {owned->size()}, owner));
 }
+
+// The format of that name, when a weight of this shape can have it; ValueError otherwise.
+Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_inputs);
+
+// A weight over `packed`, which the caller keeps alive; ValueError when its size is not what the shape asks for.
+PackedWeight checked_weight(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& packed);
 
 void bind_sampler(nb::module_& module);
 void bind_kernels(nb::module_& module);

@@ -10,39 +10,43 @@
 namespace subsecond {
 namespace {
 
-// (arena, offset, column, stride); None for absent.
-Operand operand_from(nb::handle given) {
-  Operand operand;
-  if (given.is_none()) {
-    operand.offset = -1;
-    return operand;
-  }
-  const nb::tuple parts = nb::cast<nb::tuple>(given);
-  operand.arena = static_cast<Operand::Arena>(nb::cast<int>(parts[0]));
-  operand.offset = nb::cast<int64_t>(parts[1]);
-  operand.column = nb::cast<int64_t>(parts[2]);
-  operand.stride = nb::cast<int64_t>(parts[3]);
-  return operand;
+// The key/value cache of all layers in bytes, or -1 when that is no size a machine could have.
+int64_t cache_bytes(const Kernels& kernels, const ExecutorConfig& config) {
+  int64_t bytes = kernels.head_bytes(config.head_dim);
+  for (const int64_t factor : {config.num_layers, config.num_blocks, config.num_kv_heads})
+    if (__builtin_mul_overflow(bytes, factor, &bytes) || bytes > int64_t{1} << 46) return -1;
+  return bytes;
+}
+
+ExecutorConfig checked_config(const Kernels& kernels, const ExecutorConfig& config) {
+  if (config.num_threads < 1 || config.max_rows < 1 || config.num_blocks < 1)
+    throw nb::value_error("threads, rows and blocks are at least 1");
+  if (config.head_dim < 1 || config.head_dim > 1024) throw nb::value_error("head_dim must lie between 1 and 1024");
+  if (config.vocab_size < 1 || config.all_floats < 0 || config.selected_floats < 0 || config.num_layers < 0 ||
+      config.num_kv_heads < 1)
+    throw nb::value_error("sizes of an executor must not be negative");
+  if (cache_bytes(kernels, config) < 0) throw nb::value_error("so many key/value blocks fit into no memory");
+  return config;
+}
+
+const Kernels& checked_kernels(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa);
+  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  return *kernels;
 }
 
 class PyExecutor {
  public:
   PyExecutor(const std::string& isa, int num_threads, int64_t max_rows, int64_t vocab_size, int64_t all_floats,
              int64_t selected_floats, int64_t num_layers, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim)
-      : executor_(checked_kernels(isa), ExecutorConfig{num_threads, max_rows, vocab_size, all_floats, selected_floats,
-                                                       num_layers, num_blocks, num_kv_heads, head_dim}) {
-    if (num_threads < 1 || max_rows < 1 || num_blocks < 1)
-      throw nb::value_error("threads, rows and blocks are at least 1");
-    if (head_dim < 1 || head_dim > 1024) throw nb::value_error("head_dim must lie between 1 and 1024");
-  }
+      : executor_(checked_kernels(isa),
+                  checked_config(checked_kernels(isa),
+                                 ExecutorConfig{num_threads, max_rows, vocab_size, all_floats, selected_floats,
+                                                num_layers, num_blocks, num_kv_heads, head_dim})) {}
 
   int64_t add_weight(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& packed) {
-    const Format format = format_by_name(name.c_str());
-    if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
-    if (static_cast<int64_t>(packed.shape(0)) != packed_bytes(format, num_outputs, num_inputs))
-      throw nb::value_error("the packed weight has not the number of bytes that its shape asks for");
+    weights_.push_back(checked_weight(name, num_outputs, num_inputs, packed));
     kept_.append(nb::cast(packed));
-    weights_.push_back({format, num_outputs, num_inputs, packed.data()});
     return static_cast<int64_t>(weights_.size()) - 1;
   }
 
@@ -54,15 +58,19 @@ class PyExecutor {
   }
 
   int add_rotary(std::vector<double> frequencies, bool is_interleaved) {
+    if (frequencies.empty()) throw nb::value_error("a rotary embedding has at least one pair of channels");
+    rotary_dims_.push_back(2 * static_cast<int64_t>(frequencies.size()));
     return executor_.add_rotary(std::move(frequencies), is_interleaved);
   }
 
   void add_embed(nb::object output, int64_t weight) {
     Call call;
     call.kind = Call::Kind::kEmbed;
-    call.output = operand_from(output);
     call.weights.push_back(weights_.at(static_cast<size_t>(weight)));
     call.width = call.weights[0].num_inputs;
+    if (call.weights[0].num_outputs < executor_.config().vocab_size)
+      throw nb::value_error("the embedding has fewer rows than the vocabulary");
+    call.output = operand(output, call.width);
     executor_.add_call(std::move(call));
   }
 
@@ -71,9 +79,6 @@ class PyExecutor {
                   nb::object residual) {
     Call call;
     call.kind = Call::Kind::kLinear;
-    call.output = operand_from(output);
-    call.inputs[0] = operand_from(input);
-    call.residual = operand_from(residual);
     if (weights.empty() || weights.size() != biases.size())
       throw nb::value_error("a linear has one bias entry a weight");
     for (const int64_t index : weights) call.weights.push_back(weights_.at(static_cast<size_t>(index)));
@@ -83,6 +88,12 @@ class PyExecutor {
       if (weight.num_inputs != call.width) throw nb::value_error("the weights of a linear have different inputs");
     if (is_gated && (weights.size() != 2 || call.weights[0].num_outputs != call.weights[1].num_outputs))
       throw nb::value_error("a gated linear has two weights of one shape");
+    int64_t num_outputs = 0;
+    for (const PackedWeight& weight : call.weights) num_outputs += weight.num_outputs;
+    if (is_gated) num_outputs /= 2;
+    call.output = operand(output, num_outputs);
+    call.inputs[0] = operand(input, call.width);
+    if (!residual.is_none()) call.residual = operand(residual, num_outputs);
     call.norm_weight = vector(norm, call.width);
     call.norm_eps = norm_eps;
     call.is_gated = is_gated;
@@ -93,14 +104,14 @@ class PyExecutor {
                      int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale, int rotary) {
     const ExecutorConfig& config = executor_.config();
     if (layer < 0 || layer >= config.num_layers || num_kv_heads != config.num_kv_heads || head_dim != config.head_dim ||
-        num_heads < 1 || num_heads % num_kv_heads != 0)
+        num_heads < 1 || num_heads % num_kv_heads != 0 || !fits_head(rotary, head_dim))
       throw nb::value_error("the attention does not fit the key/value cache");
     Call call;
     call.kind = Call::Kind::kAttention;
-    call.output = operand_from(output);
-    call.inputs[0] = operand_from(query);
-    call.inputs[1] = operand_from(key);
-    call.inputs[2] = operand_from(value);
+    call.output = operand(output, num_heads * head_dim);
+    call.inputs[0] = operand(query, num_heads * head_dim);
+    call.inputs[1] = operand(key, num_kv_heads * head_dim);
+    call.inputs[2] = operand(value, num_kv_heads * head_dim);
     call.layer = layer;
     call.num_heads = num_heads;
     call.num_kv_heads = num_kv_heads;
@@ -118,6 +129,8 @@ class PyExecutor {
   }
 
   void add_rope(nb::object output, nb::object input, int64_t width, int64_t head_dim, int rotary) {
+    if (rotary < 0 || head_dim < 1 || width % head_dim != 0 || !fits_head(rotary, head_dim))
+      throw nb::value_error("the rotary embedding does not fit the heads");
     Call call = element_wise(Call::Kind::kRope, output, input, nb::none(), width);
     call.head_dim = head_dim;
     call.rotary = rotary;
@@ -136,7 +149,7 @@ class PyExecutor {
     executor_.add_call(element_wise(Call::Kind::kSelectRows, output, input, nb::none(), width));
   }
 
-  void set_logits(nb::object logits) { executor_.set_logits(operand_from(logits)); }
+  void finish(nb::object logits) { executor_.finish(operand(logits, executor_.config().vocab_size)); }
 
   // Logits [selected rows][vocab_size] as a view that the next step overwrites.
   nb::object forward(const Ints& token_ids, const Ints& positions, const Ints& row_sequence,
@@ -166,10 +179,25 @@ class PyExecutor {
   int64_t kv_bytes() const { return executor_.kv_bytes(); }
 
  private:
-  static const Kernels& checked_kernels(const std::string& isa) {
-    const Kernels* kernels = find_kernels(isa);
-    if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
-    return *kernels;
+  // (arena, offset, column, stride) of a value that is `width` columns wide, checked against the arenas.
+  Operand operand(nb::handle given, int64_t width) const {
+    const nb::tuple parts = nb::cast<nb::tuple>(given);
+    Operand operand;
+    const int arena = nb::cast<int>(parts[0]);
+    operand.arena = static_cast<Operand::Arena>(arena);
+    operand.offset = nb::cast<int64_t>(parts[1]);
+    operand.column = nb::cast<int64_t>(parts[2]);
+    operand.stride = nb::cast<int64_t>(parts[3]);
+    const int64_t floats = arena == 0 ? executor_.config().all_floats : executor_.config().selected_floats;
+    if (arena < 0 || arena > 1 || operand.offset < 0 || operand.column < 0 || width > operand.stride - operand.column ||
+        operand.stride > floats - operand.offset)
+      throw nb::value_error("an operand does not lie within its arena");
+    return operand;
+  }
+
+  bool fits_head(int rotary, int64_t head_dim) const {
+    if (rotary < 0) return true;
+    return static_cast<size_t>(rotary) < rotary_dims_.size() && rotary_dims_[static_cast<size_t>(rotary)] <= head_dim;
   }
 
   const float* vector(int64_t index, int64_t size) const {
@@ -179,12 +207,12 @@ class PyExecutor {
     return vectors_[static_cast<size_t>(index)];
   }
 
-  static Call element_wise(Call::Kind kind, nb::object output, nb::object first, nb::object second, int64_t width) {
+  Call element_wise(Call::Kind kind, nb::object output, nb::object first, nb::object second, int64_t width) const {
     Call call;
     call.kind = kind;
-    call.output = operand_from(output);
-    call.inputs[0] = operand_from(first);
-    call.inputs[1] = operand_from(second);
+    call.output = operand(output, width);
+    call.inputs[0] = operand(first, width);
+    if (!second.is_none()) call.inputs[1] = operand(second, width);
     call.width = width;
     return call;
   }
@@ -217,6 +245,7 @@ class PyExecutor {
   std::vector<PackedWeight> weights_;
   std::vector<const float*> vectors_;
   std::vector<int64_t> vector_sizes_;
+  std::vector<int64_t> rotary_dims_;
   nb::list kept_;
 };
 
@@ -229,8 +258,8 @@ void bind_executor(nb::module_& module) {
            nb::arg("selected_floats"), nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("num_kv_heads"),
            nb::arg("head_dim"))
       .def("add_weight", &PyExecutor::add_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
-           nb::arg("packed"))
-      .def("add_vector", &PyExecutor::add_vector, nb::arg("values"))
+           nb::arg("packed").noconvert())
+      .def("add_vector", &PyExecutor::add_vector, nb::arg("values").noconvert())
       .def("add_rotary", &PyExecutor::add_rotary, nb::arg("frequencies"), nb::arg("is_interleaved"))
       .def("add_embed", &PyExecutor::add_embed, nb::arg("output"), nb::arg("weight"))
       .def("add_linear", &PyExecutor::add_linear, nb::arg("output"), nb::arg("input"), nb::arg("weights"),
@@ -246,9 +275,9 @@ void bind_executor(nb::module_& module) {
            nb::arg("width"))
       .def("add_add", &PyExecutor::add_add, nb::arg("output"), nb::arg("left"), nb::arg("right"), nb::arg("width"))
       .def("add_select_rows", &PyExecutor::add_select_rows, nb::arg("output"), nb::arg("input"), nb::arg("width"))
-      .def("set_logits", &PyExecutor::set_logits, nb::arg("logits"))
-      .def("forward", &PyExecutor::forward, nb::arg("token_ids"), nb::arg("positions"), nb::arg("row_sequence"),
-           nb::arg("block_tables"), nb::arg("logits_rows"),
+      .def("finish", &PyExecutor::finish, nb::arg("logits"))
+      .def("forward", &PyExecutor::forward, nb::arg("token_ids").noconvert(), nb::arg("positions").noconvert(),
+           nb::arg("row_sequence").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("logits_rows").noconvert(),
            nb::sig("def forward(self, token_ids: numpy.typing.NDArray[numpy.int32], "
                    "positions: numpy.typing.NDArray[numpy.int32], row_sequence: numpy.typing.NDArray[numpy.int32], "
                    "block_tables: numpy.typing.NDArray[numpy.int32], logits_rows: numpy.typing.NDArray[numpy.int32]"

@@ -29,11 +29,7 @@ struct Weight {
 };
 
 Weight make_weight(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& packed) {
-  const Format format = format_by_name(name.c_str());
-  if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
-  if (static_cast<int64_t>(packed.shape(0)) != packed_bytes(format, num_outputs, num_inputs))
-    throw nb::value_error("the packed weight has not the number of bytes that its shape asks for");
-  return {{format, num_outputs, num_inputs, packed.data()}};
+  return {checked_weight(name, num_outputs, num_inputs, packed)};
 }
 
 // Runs the kernel `repeats` times and returns the shortest time in seconds, packing of activations included.
@@ -44,11 +40,12 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
   std::vector<PackedWeight> packed;
   std::vector<const float*> bias_data;
   for (const Weight& weight : weights) packed.push_back(weight.packed);
-  for (const nb::object& bias : biases) bias_data.push_back(bias.is_none() ? nullptr : nb::cast<Floats>(bias).data());
+  for (const nb::object& bias : biases)
+    bias_data.push_back(bias.is_none() ? nullptr : nb::cast<Floats>(bias, false).data());
   const auto num_rows = static_cast<int64_t>(input.shape(0)), width = static_cast<int64_t>(input.shape(1));
   Buffer activations(static_cast<size_t>(kernels.activation_bytes(num_rows, width)));
   Buffer scratch(static_cast<size_t>(kernels.scratch_bytes(width, 64)));
-  const float* norm_weight = norm.is_none() ? nullptr : nb::cast<Floats>(norm).data();
+  const float* norm_weight = norm.is_none() ? nullptr : nb::cast<Floats>(norm, false).data();
   const PackArgs pack{matrix(input), num_rows, width, norm_weight, norm_eps, activations.data()};
   const LinearArgs args{activations.data(),
                         num_rows,
@@ -56,7 +53,7 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
                         bias_data.data(),
                         static_cast<int>(packed.size()),
                         is_gated,
-                        residual.is_none() ? Matrix{} : matrix(nb::cast<FloatRows>(residual)),
+                        residual.is_none() ? Matrix{} : matrix(nb::cast<FloatRows>(residual, false)),
                         matrix(output)};
   double best = INFINITY;
   for (int i = 0; i < repeats; ++i) {
@@ -134,21 +131,25 @@ void bind_kernels(nb::module_& module) {
   nb::module_ kernels = module.def_submodule("kernels", "Single kernels for tests; shapes are the caller's duty.");
   nb::class_<Weight>(kernels, "Weight");
   kernels.def("weight", &make_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
-              nb::arg("packed"), nb::keep_alive<0, 4>());
-  kernels.def("linear", &run_linear, nb::arg("isa"), nb::arg("input"), nb::arg("weights"), nb::arg("biases"),
-              nb::arg("norm").none(), nb::arg("norm_eps"), nb::arg("is_gated"), nb::arg("residual").none(),
-              nb::arg("output"), nb::arg("repeats") = 1);
-  kernels.def("attention", &run_attention, nb::arg("isa"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
-              nb::arg("blocks"), nb::arg("num_heads"), nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"),
-              nb::arg("cos_sin"), nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"),
-              nb::arg("output"));
-  kernels.def("rms_norm", &run_rms_norm, nb::arg("isa"), nb::arg("input"), nb::arg("weight"), nb::arg("eps"),
-              nb::arg("output"));
-  kernels.def("rope", &run_rope, nb::arg("isa"), nb::arg("input"), nb::arg("cos_sin"), nb::arg("dims"),
-              nb::arg("is_interleaved"), nb::arg("head_dim"), nb::arg("positions"), nb::arg("output"));
-  kernels.def("gated_silu", &run_gated_silu, nb::arg("isa"), nb::arg("gate"), nb::arg("up"), nb::arg("output"));
-  kernels.def("add", &run_add, nb::arg("isa"), nb::arg("left"), nb::arg("right"), nb::arg("output"));
-  kernels.def("unpack", &run_unpack, nb::arg("isa"), nb::arg("weight"), nb::arg("output"));
+              nb::arg("packed").noconvert(), nb::keep_alive<0, 4>());
+  kernels.def("linear", &run_linear, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weights"),
+              nb::arg("biases"), nb::arg("norm").none(), nb::arg("norm_eps"), nb::arg("is_gated"),
+              nb::arg("residual").none(), nb::arg("output").noconvert(), nb::arg("repeats") = 1);
+  kernels.def("attention", &run_attention, nb::arg("isa"), nb::arg("query").noconvert(), nb::arg("key").noconvert(),
+              nb::arg("value").noconvert(), nb::arg("blocks").noconvert(), nb::arg("num_heads"),
+              nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("cos_sin").noconvert(),
+              nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"),
+              nb::arg("output").noconvert());
+  kernels.def("rms_norm", &run_rms_norm, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weight"),
+              nb::arg("eps"), nb::arg("output").noconvert());
+  kernels.def("rope", &run_rope, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("cos_sin").noconvert(),
+              nb::arg("dims"), nb::arg("is_interleaved"), nb::arg("head_dim"), nb::arg("positions").noconvert(),
+              nb::arg("output").noconvert());
+  kernels.def("gated_silu", &run_gated_silu, nb::arg("isa"), nb::arg("gate").noconvert(), nb::arg("up").noconvert(),
+              nb::arg("output").noconvert());
+  kernels.def("add", &run_add, nb::arg("isa"), nb::arg("left").noconvert(), nb::arg("right").noconvert(),
+              nb::arg("output").noconvert());
+  kernels.def("unpack", &run_unpack, nb::arg("isa"), nb::arg("weight"), nb::arg("output").noconvert());
 }
 
 }  // namespace subsecond

@@ -2,6 +2,8 @@
 
 #if SUBSECOND_X86
 #include <cpuid.h>
+#endif
+#ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -34,8 +36,12 @@ uint64_t saved_state() {
 
 // Linux grants the tile registers on request only.
 bool request_tiles() {
+#ifdef __linux__
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 CpuFeatures detect() {

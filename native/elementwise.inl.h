@@ -6,9 +6,9 @@
 // --- exponential and activation -------------------------------------------------------------------------------------
 
 // exp(x) with a relative error under 2e-7; Cody and Waite range reduction, degree 6 polynomial (minimax on +-ln2/2).
-// exp(0) is exactly 1. Inputs are clamped to [-87, 88], so the result is finite and positive.
+// exp(0) is exactly 1. Inputs are clamped to [-87, 88]; the operands' order lets NaN through.
 static inline V exp_v(V x) {
-  x = V::max(V::min(x, V::set1(88.0f)), V::set1(-87.0f));
+  x = V::max(V::set1(-87.0f), V::min(V::set1(88.0f), x));
   const V n = V::round(V::mul(x, V::set1(1.44269504f)));
   V r = V::fma(n, V::set1(-0.693359375f), x);
   r = V::fma(n, V::set1(2.12194440e-4f), r);

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kPrivateRows = 1;  // up to this many rows every thread packs activations for itself, saving a barrier
 constexpr int64_t kChunksPerThread = 8;
+constexpr int64_t kRotaryPositions = 512;  // added to a table at once: a fraction of a millisecond
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -45,6 +46,7 @@ Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
     : kernels_(kernels),
       config_(config),
       all_(static_cast<size_t>(config.all_floats * config.max_rows) * sizeof(float)),
+      selected_(static_cast<size_t>(config.selected_floats * config.max_rows) * sizeof(float)),
       cache_(static_cast<size_t>(config.num_layers * config.num_blocks * config.num_kv_heads *
                                  kernels.head_bytes(config.head_dim))) {}
 
@@ -56,10 +58,15 @@ int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved) {
 void Executor::add_call(Call call) {
   if (call.kind == Call::Kind::kLinear || call.kind == Call::Kind::kEmbed)
     max_inputs_ = std::max(max_inputs_, call.width);
-  if (call.kind == Call::Kind::kAttention) longest_group_ = call.num_heads / call.num_kv_heads;
+  if (call.kind == Call::Kind::kAttention)
+    longest_group_ = std::max(longest_group_, call.num_heads / call.num_kv_heads);
   calls_.push_back(std::move(call));
-  call_ns.push_back(0);
+}
+
+void Executor::finish(const Operand& logits) {
+  logits_ = logits;
   counters_ = std::vector<std::atomic<int64_t>>(2 * calls_.size());
+  call_ns.assign(calls_.size(), 0);
   packed_ = Buffer(static_cast<size_t>(kernels_.activation_bytes(config_.max_rows, max_inputs_)));
   private_stride_ = round_up(kernels_.activation_bytes(kPrivateRows, max_inputs_), 4096);
   scratch_stride_ = round_up(kernels_.scratch_bytes(max_inputs_, config_.head_dim), 4096) + private_stride_;
@@ -71,7 +78,7 @@ void Executor::extend_rotary(int64_t num_positions) {
     const int64_t pairs = static_cast<int64_t>(rotary.frequencies.size());
     const int64_t known = static_cast<int64_t>(rotary.cos_sin.size()) / (2 * pairs);
     if (known >= num_positions) continue;
-    const int64_t wanted = std::max<int64_t>(num_positions, std::max<int64_t>(256, 2 * known));
+    const int64_t wanted = round_up(num_positions, kRotaryPositions);
     rotary.cos_sin.resize(static_cast<size_t>(wanted * 2 * pairs));
     for (int64_t p = known; p < wanted; ++p)
       for (int64_t i = 0; i < pairs; ++i) {
@@ -109,9 +116,6 @@ void Executor::prepare(const Batch& batch) {
   }
   extend_rotary(last_position + 1);
   for (auto& counter : counters_) counter.store(0, std::memory_order_relaxed);
-  const auto selected_bytes = static_cast<size_t>(batch.num_selected) * sizeof(float);
-  if (selected_.size() < selected_bytes * static_cast<size_t>(config_.selected_floats))
-    selected_ = Buffer(selected_bytes * static_cast<size_t>(config_.selected_floats));
 }
 
 int64_t Executor::rows_of(const Operand& operand, const Batch& batch) const {
@@ -238,6 +242,7 @@ void Executor::run_call(const Call& call, Step& step) {
 }
 
 const float* Executor::forward(const Batch& batch) {
+  std::lock_guard lock(mutex_);
   prepare(batch);
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   ThreadPool::instance().run(config_.num_threads, [&](int thread, Barrier& barrier) {

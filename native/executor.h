@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -22,11 +23,13 @@ struct Operand {
 };
 
 struct Call {
+  static Operand absent() { return {Operand::Arena::kAll, -1, 0, 0}; }
+
   enum class Kind : int { kEmbed, kLinear, kRmsNorm, kRope, kAttention, kGatedSilu, kAdd, kSelectRows };
   Kind kind = Kind::kEmbed;
-  Operand inputs[3];
+  Operand inputs[3] = {absent(), absent(), absent()};
   Operand output;
-  Operand residual{Operand::Arena::kAll, -1, 0, 0};
+  Operand residual = absent();
   int64_t width = 0;  // of the input (linear, norm) or the output (embed, element-wise)
   std::vector<PackedWeight> weights;
   std::vector<const float*> biases;
@@ -66,7 +69,8 @@ class Executor {
   // `frequencies`: radians per position of each pair. Returns the index that calls refer to.
   int add_rotary(std::vector<double> frequencies, bool is_interleaved);
   void add_call(Call call);
-  void set_logits(const Operand& logits) { logits_ = logits; }
+  // To be called once, after the last call was added.
+  void finish(const Operand& logits);
 
   // Runs the calls; the logits [num_selected][vocab_size] stay valid until the next step.
   const float* forward(const Batch& batch);
@@ -101,6 +105,7 @@ class Executor {
   void run_element_wise(const Call& call, Step& step);
   AttentionArgs attention_args(const Call& call, const Batch& batch) const;
 
+  std::mutex mutex_;  // one step at a time
   const Kernels& kernels_;
   ExecutorConfig config_;
   std::vector<Call> calls_;

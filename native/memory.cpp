@@ -19,6 +19,7 @@ constexpr size_t kSlack = 4096;  // kernels may prefetch or load a little past t
 
 Buffer::Buffer(size_t num_bytes) : size_(num_bytes) {
   if (num_bytes == 0) return;
+  if (num_bytes > SIZE_MAX / 2) throw std::bad_alloc();
 #ifdef __linux__
   const size_t reserved = (num_bytes + kSlack + kHugePage - 1) / kHugePage * kHugePage;
   void* address =

@@ -1,4 +1,4 @@
-// Compares the kernels of an instruction set with the scalar ones on small made-up inputs, in about a millisecond.
+// Compares the kernels of an instruction set with the scalar ones on small made-up inputs, in some milliseconds.
 #pragma once
 
 #include <string>

@@ -1,11 +1,8 @@
 #include "thread_pool.h"
 
-#include <chrono>
-
-#ifdef __linux__
 #include <pthread.h>
-#include <sched.h>
-#endif
+
+#include <chrono>
 
 namespace subsecond {
 namespace {
@@ -13,20 +10,7 @@ namespace {
 constexpr int kSpinsBeforeYield = 1000;                     // some 50 us; a thread that shares its core must let go
 constexpr auto kIdleSpin = std::chrono::microseconds(500);  // between steps, before a worker sleeps
 
-// Worker i keeps to the i-th processor that the process may use, so that its caches stay its own.
-void pin_to_processor(std::thread& thread, int index) {
-#ifdef __linux__
-  cpu_set_t allowed, chosen;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) <= index) return;
-  CPU_ZERO(&chosen);
-  for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu)
-    if (CPU_ISSET(cpu, &allowed) && seen++ == index) CPU_SET(cpu, &chosen);
-  pthread_setaffinity_np(thread.native_handle(), sizeof(chosen), &chosen);
-#else
-  static_cast<void>(thread);
-  static_cast<void>(index);
-#endif
-}
+ThreadPool* pool = nullptr;
 
 }  // namespace
 
@@ -52,7 +36,6 @@ struct ThreadPool::Worker {
 
   alignas(64) std::atomic<uint32_t> posted{0};
   alignas(64) std::atomic<uint32_t> finished{0};
-  std::atomic<bool> is_stopping{false};
   Job job;
   std::thread thread;
 
@@ -62,7 +45,6 @@ struct ThreadPool::Worker {
       while (posted.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < deadline)
         for (int i = 0; i < 32 && posted.load(std::memory_order_acquire) == seen; ++i) pause_processor();
       posted.wait(seen, std::memory_order_acquire);
-      if (is_stopping.load(std::memory_order_relaxed)) return;
       (*job.work)(job.thread, *job.barrier);
       finished.store(seen + 1, std::memory_order_release);
     }
@@ -84,16 +66,20 @@ struct ThreadPool::Worker {
 };
 
 ThreadPool& ThreadPool::instance() {
-  static ThreadPool pool;
-  return pool;
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pool = new ThreadPool;
+    pthread_atfork(nullptr, nullptr, [] { pool = new ThreadPool; });
+  });
+  return *pool;
 }
 
 void ThreadPool::start_workers(int count) {
   while (static_cast<int>(workers_.size()) < count) {
-    workers_.push_back(std::make_unique<Worker>());
-    Worker* worker = workers_.back().get();
-    worker->thread = std::thread([worker] { worker->loop(); });
-    pin_to_processor(worker->thread, static_cast<int>(workers_.size()));
+    auto worker = std::make_unique<Worker>();
+    worker->thread = std::thread([pointer = worker.get()] { pointer->loop(); });
+    worker->thread.detach();
+    workers_.push_back(std::move(worker));
   }
 }
 
@@ -104,14 +90,6 @@ void ThreadPool::run(int num_threads, const Work& work) {
   for (int i = 1; i < num_threads; ++i) workers_[i - 1]->post({&work, &barrier, i});
   work(0, barrier);
   for (int i = 1; i < num_threads; ++i) workers_[i - 1]->wait_finished();
-}
-
-ThreadPool::~ThreadPool() {
-  for (auto& worker : workers_) {
-    worker->is_stopping.store(true, std::memory_order_relaxed);
-    worker->post({});
-    worker->thread.join();
-  }
 }
 
 }  // namespace subsecond

@@ -1,4 +1,6 @@
-// One pool of threads for the process, shared by all loaded models: each step borrows it whole.
+// One pool of threads for the process, shared by all loaded models: each step borrows it whole. It is never destroyed,
+// so that a step may still run while the process exits, and a forked child, which inherits no threads, starts with a
+// new one.
 #pragma once
 
 #include <atomic>
@@ -35,10 +37,9 @@ class ThreadPool {
 
   static ThreadPool& instance();
 
-  // Run `work` on `num_threads` threads, the caller being thread 0; returns when all are done. Calls queue up.
+  // Run `work` on `num_threads` threads, the caller being thread 0; returns when all are done. Calls queue up. Throws
+  // std::system_error when the system grants no more threads.
   void run(int num_threads, const Work& work);
-
-  ~ThreadPool();
 
  private:
   struct Worker;

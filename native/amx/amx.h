@@ -27,6 +27,9 @@ inline void load_tile_config(const TileConfig& config) {
   _tile_loadconfig(&config);
 }
 
+// gcc 12 does not declare that loading a tile reads memory; this keeps earlier stores before it. It emits nothing.
+inline void before_tile_loads() { __asm__ volatile("" ::: "memory"); }
+
 int64_t activation_bytes(int64_t num_rows, int64_t width);
 int64_t linear_scratch_bytes(int64_t max_inputs);
 void pack_rows(const PackArgs&, int64_t begin, int64_t end);

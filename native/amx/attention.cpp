@@ -2,8 +2,8 @@
 //
 // A block of 32 positions of one head is K [2][d/2][16 positions][2] then V [d/16][16 position pairs][16][2], bfloat16,
 // d = head_dim padded to 32. The rows of a tile are (row, query head) pairs that share one key/value head. Blocks are
-// walked in order with a running maximum; masked positions add exact zeros and a factor of exactly one, so a row's
-// result does not depend on the rows beside it.
+// walked in order with a running maximum; masked positions add exact zeros (finite values given) and a factor of
+// exactly one, so a row's result does not depend on the rows beside it.
 
 #include "amx.h"
 
@@ -83,6 +83,7 @@ inline void weigh(TileWork& work, int query, int count, float scale_value, int64
 }
 
 void attend_block(const uint8_t* block, int64_t first_position, float scale, int64_t padded, TileWork& work) {
+  before_tile_loads();
   for (int half = 0; half < 2; ++half) {
     _tile_zero(0);
     for (int64_t c = 0; c < padded; c += 32) {
@@ -101,6 +102,7 @@ void attend_block(const uint8_t* block, int64_t first_position, float scale, int
       _mm512_store_si512(work.weights + 32 * q, _mm512_setzero_si512());
   }
   const uint8_t* values = block + padded * 64;
+  before_tile_loads();
   _tile_loadd(3, work.weights, 64);
   for (int64_t c = 0; c < padded; c += 16) {
     _tile_loadd(4, work.outputs + c, padded * 4);

@@ -54,6 +54,7 @@ inline void store_sums(float* sums, int64_t column_bytes) {
 
 // Four panels by one row tile: sums of panel p in tile p.
 inline void multiply_4x1(const uint16_t* weights, const uint8_t* x, int64_t stride) {
+  before_tile_loads();
   _tile_loadd(6, x, stride);
   _tile_loadd(4, weights, 64);
   _tile_loadd(5, weights + kTileValues, 64);
@@ -65,9 +66,11 @@ inline void multiply_4x1(const uint16_t* weights, const uint8_t* x, int64_t stri
   _tile_dpbf16ps(3, 5, 6);
 }
 
-// Two panels by two row tiles: sums of panel p and row tile t in tile 2 p + t.
+// Two panels by two row tiles, the second of which lies `row_tile_bytes` further: sums of panel p and row tile t in
+// tile 2 p + t.
 inline void multiply_2x2(const uint16_t* first, const uint16_t* second, const uint8_t* x, int64_t row_tile_bytes,
                          int64_t stride) {
+  before_tile_loads();
   _tile_loadd(4, first, 64);
   _tile_loadd(5, second, 64);
   _tile_loadd(6, x, stride);
@@ -107,13 +110,15 @@ void stream_2x2(const Operands& o, int first, uint16_t* ring, float* sums) {
   store_sums(sums, o.column_bytes);
 }
 
-// Many rows: two panels were unpacked in full, [panel][t].
-void multiply_unpacked(const Operands& o, const uint16_t* weights, int64_t row_tile, float* sums) {
+// Many rows: two panels were unpacked in full, [panel][t]. A second row tile that does not exist repeats the first.
+void multiply_unpacked(const Operands& o, const uint16_t* weights, int64_t row_tile, int64_t num_row_tiles,
+                       float* sums) {
+  const int64_t to_second = row_tile + 1 < num_row_tiles ? o.row_tile_bytes() : 0;
   const uint16_t* second = weights + o.num_tiles * kTileValues;
   const uint8_t* x = o.packed + row_tile * o.row_tile_bytes();
   zero_sums();
   for (int64_t t = 0; t < o.num_tiles; ++t)
-    multiply_2x2(weights + t * kTileValues, second + t * kTileValues, x + t * o.tile_bytes(), o.row_tile_bytes(),
+    multiply_2x2(weights + t * kTileValues, second + t * kTileValues, x + t * o.tile_bytes(), to_second,
                  o.column_bytes);
   store_sums(sums, o.column_bytes);
 }
@@ -245,7 +250,7 @@ void linear_unit(const LinearArgs& args, const Unit& unit, uint8_t* scratch) {
     kernels_of(weight(place).format).unpack(o.panels[place], o.num_tiles, unpacked);
     kernels_of(weight(second).format).unpack(o.panels[place + 1], o.num_tiles, unpacked + o.num_tiles * kTileValues);
     for (int64_t row_tile = 0; row_tile < num_row_tiles; row_tile += 2) {
-      multiply_unpacked(o, unpacked, row_tile, sums);
+      multiply_unpacked(o, unpacked, row_tile, num_row_tiles, sums);
       write_2x2(args, unit, place, row_tile, sums);
     }
   }
@@ -264,9 +269,7 @@ inline __m512i pack_32(const float* x, int64_t left, const float* norm_weight, V
 }  // namespace
 
 int64_t activation_bytes(int64_t num_rows, int64_t width) {
-  // An even number of row tiles when there are several: they are multiplied in pairs, the sums of a missing one
-  // dropped.
-  const int64_t num_row_tiles = num_rows <= 16 ? 1 : (num_rows + 31) / 32 * 2;
+  const int64_t num_row_tiles = (num_rows + 15) / 16;
   return num_row_tiles * tile_rows(num_rows) * padded_width(width) * 2;
 }
 

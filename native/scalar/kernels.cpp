@@ -55,7 +55,8 @@ struct V {
   // 2 ** n for integral n in [-126, 127].
   static V pow2(V n) {
     return each([&](int i) {
-      const int32_t bits = (static_cast<int32_t>(n.lane[i]) + 127) << 23;
+      const int32_t exponent = n.lane[i] == n.lane[i] ? static_cast<int32_t>(n.lane[i]) : 0;  // NaN has none
+      const int32_t bits = (exponent + 127) << 23;
       float x;
       __builtin_memcpy(&x, &bits, 4);
       return x;

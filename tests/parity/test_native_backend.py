@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from subsecond.backends.batch import ForwardBatch, Int32
+from subsecond.backends.native.weights import PackedWeights
+from subsecond.core.errors import FormatError
 from subsecond.graph.passes.pipeline import PASSES
 from tests.parity.kernel_cases import ISAS
 from tests.parity.native_models import batch_of, run_alone, stored_model
@@ -111,3 +118,49 @@ def test_a_malformed_step_is_refused(field: str, value: list[int], message: str)
     arrays[field] = np.array(value, np.int32)
     with pytest.raises(ValueError, match=message):
         stored_model("llama").native("scalar").forward(ForwardBatch(**arrays))
+
+
+@pytest.mark.parametrize("name", ["blk.0.ffn_down.weight", "token_embd.weight", "output_norm.weight"])
+def test_packed_weights_of_another_shape_are_refused(name: str) -> None:
+    """An artifact may say anything: what the kernels get must have the shapes of the graph."""
+    model = stored_model("llama")
+    matrices, vectors = dict(model.packed.matrices), dict(model.packed.vectors)
+    if name in vectors:
+        vectors[name] = vectors[name][:-1]
+    else:
+        matrices[name] = matrices["blk.0.attn_k.weight"]
+    with pytest.raises(FormatError, match=name):
+        replace(model, packed=PackedWeights(matrices, vectors)).native("scalar")
+    del matrices["blk.1.attn_q.weight"]
+    with pytest.raises(FormatError):
+        replace(model, packed=PackedWeights(matrices, vectors)).native("scalar")
+
+
+def test_a_forked_child_computes_too() -> None:
+    """A child inherits no threads: with the parent's pool it would wait for them for ever."""
+    backend, tokens = stored_model("llama").native("scalar", num_threads=2), tokens_of(3)
+    expected = run_alone(backend, tokens, 3, BLOCKS)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(run_alone(backend, tokens, 3, BLOCKS), expected) else 1)
+    deadline = time.monotonic() + 20
+    done, status = os.waitpid(child, os.WNOHANG)
+    while not done and time.monotonic() < deadline:
+        time.sleep(0.05)
+        done, status = os.waitpid(child, os.WNOHANG)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done, "the child hangs"
+    assert status == 0
+
+
+def test_a_damaged_value_shows_in_the_logits() -> None:
+    model, tokens = stored_model("llama"), tokens_of(5)
+    vectors = dict(model.packed.vectors)
+    vectors["blk.1.ffn_norm.weight"] = np.full_like(vectors["blk.1.ffn_norm.weight"], np.nan)
+    for isa in ISAS:
+        logits = run_alone(
+            replace(model, packed=PackedWeights(model.packed.matrices, vectors)).native(isa), tokens, 5, BLOCKS
+        )
+        assert np.isnan(logits).all()

@@ -11,7 +11,7 @@ from subsecond import _native
 from subsecond.backends.batch import Float32, ForwardBatch, SampleBatch, SampleResult
 from subsecond.backends.native.weights import PackedWeights
 from subsecond.backends.sampling import sample
-from subsecond.core.errors import InputError, UnsupportedError
+from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.graph.ops import (
     Add,
     Attention,
@@ -80,7 +80,7 @@ class NativeBackend:
         self._rotary_ids: dict[Rotary, int] = {}
         for op in self._graph.ops:
             self._add(op)
-        self._executor.set_logits(self._operand(self._graph.output))
+        self._executor.finish(self._operand(self._graph.output))
         self._logits: Float32 = np.empty((0, self._vocab_size), np.float32)
 
     @property
@@ -135,9 +135,10 @@ class NativeBackend:
         return dict(zip(names, self._executor.call_ns(), strict=True))
 
     def close(self) -> None:
-        """Free weights and blocks."""
+        """Free weights and blocks; may be called again."""
         self._logits = np.empty((0, self._vocab_size), np.float32)
-        del self._executor, self._weights
+        self.__dict__.pop("_executor", None)
+        self.__dict__.pop("_weights", None)
 
     def _add(self, op: Op) -> None:
         executor, at = self._executor, self._operand
@@ -201,20 +202,31 @@ class NativeBackend:
 
     def _matrix(self, name: str) -> int:
         if name not in self._matrix_ids:
-            m = self._weights.matrices[name]
+            m = self._weights.matrices.get(name)
+            shape = self._graph.weights[name]
+            if m is None or (m.num_outputs, m.num_inputs) != shape:
+                packed = "none" if m is None else f"one of shape {(m.num_outputs, m.num_inputs)}"
+                raise FormatError(f"the model needs a packed weight {name!r} of shape {shape}; there is {packed}")
             self._matrix_ids[name] = self._executor.add_weight(m.format, m.num_outputs, m.num_inputs, m.data)
         return self._matrix_ids[name]
 
     def _vector(self, name: str) -> int:
         if name not in self._vector_ids:
-            self._vector_ids[name] = self._executor.add_vector(self._weights.vectors[name])
+            self._vector_ids[name] = self._executor.add_vector(self._values(name))
         return self._vector_ids[name]
+
+    def _values(self, name: str) -> NDArray[np.float32]:
+        values, shape = self._weights.vectors.get(name), self._graph.weights[name]
+        if values is None or values.shape != shape:
+            given = "none" if values is None else f"one of shape {values.shape}"
+            raise FormatError(f"the model needs a vector {name!r} of shape {shape}; there is {given}")
+        return values
 
     def _rotary(self, rotary: Rotary | None) -> int:
         if rotary is None:
             return -1
         if rotary not in self._rotary_ids:
-            factors = self._weights.vectors[rotary.frequency_factors] if rotary.frequency_factors else None
+            factors = self._values(rotary.frequency_factors) if rotary.frequency_factors else None
             is_interleaved = rotary.pairing == "interleaved"
             self._rotary_ids[rotary] = self._executor.add_rotary(_frequencies(rotary, factors), is_interleaved)
         return self._rotary_ids[rotary]

@@ -44,7 +44,7 @@ class KernelTest:
 
 @cache
 def self_test(isa: str) -> tuple[KernelTest, ...]:
-    """Compare every kernel of an instruction set with the scalar one; about a millisecond, once a process."""
+    """Compare every kernel of an instruction set with the scalar one; some milliseconds, once a process."""
     return tuple(KernelTest(*result) for result in _native.self_test(isa))
 
 
@@ -84,7 +84,7 @@ def load(
     """A backend for `checkpoint`, from its artifact where it has one.
 
     isa             instruction set; None for the best
-    num_threads     None for one a physical core that this process may use
+    num_threads     None for one a processor that this process may use
     context_tokens  positions that the key/value blocks hold, over all sequences; None for the model's context length,
                     or less where that would take more than a quarter of the available memory
     max_rows        most rows of one step
