@@ -9,7 +9,6 @@ namespace subsecond {
 namespace {
 
 constexpr int64_t kPrivateRows = 1;  // up to this many rows every thread packs activations for itself, saving a barrier
-constexpr int64_t kChunksPerThread = 8;
 constexpr int64_t kRotaryPositions = 512;  // added to a table at once: a fraction of a millisecond
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -20,27 +19,43 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 struct Executor::Step {
   const Batch& batch;
   int thread;
+  int num_threads;
   Barrier& barrier;
   uint8_t* scratch;
   uint8_t* private_packed;
-  size_t next_counter = 0;
+  std::atomic<uint64_t>* next_queue;  // of the queues not yet used, num_threads a piece of work
 
-  std::atomic<int64_t>* take_counter(std::vector<std::atomic<int64_t>>& counters) { return &counters[next_counter++]; }
-};
-
-namespace {
-
-// Hand out [0, total) in chunks to whichever thread asks next. Which thread runs a chunk never changes its result.
-template <class F>
-void share_work(std::atomic<int64_t>* counter, int64_t total, int64_t chunk, F&& run) {
-  for (;;) {
-    const int64_t begin = counter->fetch_add(chunk, std::memory_order_relaxed);
-    if (begin >= total) return;
-    run(begin, std::min(begin + chunk, total));
+  // Run [0, total) as single items. Each thread walks a contiguous share of its own, since neighbouring items lie side
+  // by side in memory and are fetched ahead; one that is done takes from the ends of the others. Which thread runs an
+  // item never changes its result.
+  template <class F>
+  void share(int64_t total, F&& run) {
+    std::atomic<uint64_t>* queues = take_queues();
+    for (int i = 0; i < num_threads; ++i) {
+      const int owner = (thread + i) % num_threads;
+      const int64_t begin = total * owner / num_threads, end = total * (owner + 1) / num_threads;
+      for (int64_t item; (item = take(queues[owner], begin, end, i == 0)) >= 0;) run(item);
+    }
   }
-}
 
-}  // namespace
+  std::atomic<uint64_t>* take_queues() {
+    std::atomic<uint64_t>* queues = next_queue;
+    next_queue += num_threads;
+    return queues;
+  }
+
+  // A queue counts what was taken from the front (low half) and from the back (high half) of [begin, end).
+  static int64_t take(std::atomic<uint64_t>& queue, int64_t begin, int64_t end, bool is_front) {
+    uint64_t taken = queue.load(std::memory_order_relaxed);
+    for (;;) {
+      const auto front = static_cast<int64_t>(taken & 0xffffffff), back = static_cast<int64_t>(taken >> 32);
+      if (begin + front >= end - back) return -1;
+      const uint64_t next = taken + (is_front ? 1 : uint64_t{1} << 32);
+      if (queue.compare_exchange_weak(taken, next, std::memory_order_relaxed))
+        return is_front ? begin + front : end - back - 1;
+    }
+  }
+};
 
 Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
     : kernels_(kernels),
@@ -65,7 +80,7 @@ void Executor::add_call(Call call) {
 
 void Executor::finish(const Operand& logits) {
   logits_ = logits;
-  counters_ = std::vector<std::atomic<int64_t>>(2 * calls_.size());
+  queues_ = std::vector<std::atomic<uint64_t>>(2 * calls_.size() * static_cast<size_t>(config_.num_threads));
   call_ns.assign(calls_.size(), 0);
   packed_ = Buffer(static_cast<size_t>(kernels_.activation_bytes(config_.max_rows, max_inputs_)));
   private_stride_ = round_up(kernels_.activation_bytes(kPrivateRows, max_inputs_), 4096);
@@ -115,7 +130,7 @@ void Executor::prepare(const Batch& batch) {
     row = end;
   }
   extend_rotary(last_position + 1);
-  for (auto& counter : counters_) counter.store(0, std::memory_order_relaxed);
+  for (auto& queue : queues_) queue.store(0, std::memory_order_relaxed);
 }
 
 int64_t Executor::rows_of(const Operand& operand, const Batch& batch) const {
@@ -130,9 +145,11 @@ Matrix Executor::locate(const Operand& operand, const Batch& batch) const {
 
 void Executor::run_linear(const Call& call, Step& step) {
   const int64_t num_rows = rows_of(call.inputs[0], step.batch);
-  auto* pack_counter = step.take_counter(counters_);
-  auto* unit_counter = step.take_counter(counters_);
-  if (num_rows == 0) return;
+  if (num_rows == 0) {
+    step.take_queues();
+    step.take_queues();
+    return;
+  }
   const bool is_private = num_rows <= kPrivateRows;
   const PackArgs pack{locate(call.inputs[0], step.batch),
                       num_rows,
@@ -140,11 +157,12 @@ void Executor::run_linear(const Call& call, Step& step) {
                       call.norm_weight,
                       call.norm_eps,
                       is_private ? step.private_packed : packed_.data()};
-  const int64_t num_groups = (num_rows + kGroupRows - 1) / kGroupRows;
   if (is_private) {
-    kernels_.pack_rows(pack, 0, num_groups);
+    step.take_queues();
+    kernels_.pack_rows(pack, 0, 1);
   } else {
-    share_work(pack_counter, num_groups, 1, [&](int64_t begin, int64_t end) { kernels_.pack_rows(pack, begin, end); });
+    step.share((num_rows + kGroupRows - 1) / kGroupRows,
+               [&](int64_t group) { kernels_.pack_rows(pack, group, group + 1); });
     step.barrier.wait();
   }
   const LinearArgs args{pack.packed,
@@ -155,10 +173,12 @@ void Executor::run_linear(const Call& call, Step& step) {
                         call.is_gated,
                         locate(call.residual, step.batch),
                         locate(call.output, step.batch)};
-  const int64_t num_units = linear_units(args);
-  const int64_t chunk = std::max<int64_t>(1, num_units / (config_.num_threads * kChunksPerThread));
-  share_work(unit_counter, num_units, chunk,
-             [&](int64_t begin, int64_t end) { kernels_.linear(args, begin, end, step.scratch); });
+  step.share(linear_units(args), [&](int64_t unit) { kernels_.linear(args, unit, unit + 1, step.scratch); });
+}
+
+RotaryArgs Executor::rotary_args(int index) const {
+  const Rotary& rotary = rotaries_[static_cast<size_t>(index)];
+  return {rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()), rotary.is_interleaved};
 }
 
 AttentionArgs Executor::attention_args(const Call& call, const Batch& batch) const {
@@ -169,10 +189,7 @@ AttentionArgs Executor::attention_args(const Call& call, const Batch& batch) con
   args.output = locate(call.output, batch);
   const int64_t head_bytes = kernels_.head_bytes(call.head_dim);
   args.cache = {cache_.data() + call.layer * config_.num_blocks * config_.num_kv_heads * head_bytes, head_bytes};
-  if (call.rotary >= 0) {
-    const Rotary& rotary = rotaries_[static_cast<size_t>(call.rotary)];
-    args.rotary = {rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()), rotary.is_interleaved};
-  }
+  if (call.rotary >= 0) args.rotary = rotary_args(call.rotary);
   args.num_heads = call.num_heads;
   args.num_kv_heads = call.num_kv_heads;
   args.head_dim = call.head_dim;
@@ -182,53 +199,41 @@ AttentionArgs Executor::attention_args(const Call& call, const Batch& batch) con
 
 void Executor::run_attention(const Call& call, Step& step) {
   const AttentionArgs args = attention_args(call, step.batch);
-  auto* store_counter = step.take_counter(counters_);
-  auto* attend_counter = step.take_counter(counters_);
-  const auto each_head = [&](const std::vector<Piece>& pieces, auto kernel) {
-    return [&, kernel](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        const Piece& piece = pieces[static_cast<size_t>(item / call.num_kv_heads)];
-        const Span& span = spans_[static_cast<size_t>(piece.span)];
-        kernel(args, span, piece.begin, piece.end, item % call.num_kv_heads, step.scratch);
-      }
-    };
+  const auto each = [&](const std::vector<Piece>& pieces, auto kernel) {
+    step.share(static_cast<int64_t>(pieces.size()) * call.num_kv_heads, [&](int64_t item) {
+      const Piece& piece = pieces[static_cast<size_t>(item / call.num_kv_heads)];
+      const Span& span = spans_[static_cast<size_t>(piece.span)];
+      kernel(args, span, piece.begin, piece.end, item % call.num_kv_heads, step.scratch);
+    });
   };
-  const auto num_stores = static_cast<int64_t>(stores_.size()) * call.num_kv_heads;
-  const auto num_attends = static_cast<int64_t>(attends_.size()) * call.num_kv_heads;
-  share_work(store_counter, num_stores, 1, each_head(stores_, kernels_.store_kv));
+  each(stores_, kernels_.store_kv);
   step.barrier.wait();
-  share_work(attend_counter, num_attends, 1, each_head(attends_, kernels_.attend));
+  each(attends_, kernels_.attend);
 }
 
 void Executor::run_element_wise(const Call& call, Step& step) {
   const Batch& batch = step.batch;
   const int64_t num_rows = rows_of(call.output, batch);
-  auto* counter = step.take_counter(counters_);
-  step.take_counter(counters_);
   const Matrix in = locate(call.inputs[0], batch), second = locate(call.inputs[1], batch),
                out = locate(call.output, batch);
-  share_work(counter, num_rows, 4, [&](int64_t begin, int64_t end) {
+  step.share(num_rows, [&](int64_t row) {
     switch (call.kind) {
       case Call::Kind::kEmbed:
-        for (int64_t r = begin; r < end; ++r) kernels_.unpack_row(call.weights[0], batch.token_ids[r], out.row(r));
-        return;
+        return kernels_.unpack_row(call.weights[0], batch.token_ids[row], out.row(row));
       case Call::Kind::kRmsNorm:
-        return kernels_.rms_norm(in, out, call.width, call.norm_weight, call.norm_eps, begin, end);
-      case Call::Kind::kRope: {
-        const Rotary& rotary = rotaries_[static_cast<size_t>(call.rotary)];
-        const RotaryArgs args{rotary.cos_sin.data(), static_cast<int64_t>(2 * rotary.frequencies.size()),
-                              rotary.is_interleaved};
-        return kernels_.rope(in, out, args, call.head_dim, call.width / call.head_dim, batch.positions, begin, end);
-      }
+        return kernels_.rms_norm(in, out, call.width, call.norm_weight, call.norm_eps, row, row + 1);
+      case Call::Kind::kRope:
+        return kernels_.rope(in, out, rotary_args(call.rotary), call.head_dim, call.width / call.head_dim,
+                             batch.positions, row, row + 1);
       case Call::Kind::kGatedSilu:
-        return kernels_.gated_silu(in, second, out, call.width, begin, end);
+        return kernels_.gated_silu(in, second, out, call.width, row, row + 1);
       case Call::Kind::kAdd:
-        return kernels_.add(in, second, out, call.width, begin, end);
+        return kernels_.add(in, second, out, call.width, row, row + 1);
       default:
-        for (int64_t r = begin; r < end; ++r)
-          std::memcpy(out.row(r), in.row(batch.logits_rows[r]), static_cast<size_t>(call.width) * sizeof(float));
+        std::memcpy(out.row(row), in.row(batch.logits_rows[row]), static_cast<size_t>(call.width) * sizeof(float));
     }
   });
+  step.take_queues();
 }
 
 void Executor::run_call(const Call& call, Step& step) {
@@ -247,7 +252,8 @@ const float* Executor::forward(const Batch& batch) {
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   ThreadPool::instance().run(config_.num_threads, [&](int thread, Barrier& barrier) {
     uint8_t* scratch = scratch_.data() + thread * scratch_stride_;
-    Step step{batch, thread, barrier, scratch, scratch + scratch_stride_ - private_stride_};
+    Step step{batch,         thread, config_.num_threads, barrier, scratch, scratch + scratch_stride_ - private_stride_,
+              queues_.data()};
     for (size_t i = 0; i < calls_.size(); ++i) {
       const int64_t start = is_profiling && thread == 0 ? now() : 0;
       run_call(calls_[i], step);

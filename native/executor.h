@@ -103,6 +103,7 @@ class Executor {
   void run_linear(const Call& call, Step& step);
   void run_attention(const Call& call, Step& step);
   void run_element_wise(const Call& call, Step& step);
+  RotaryArgs rotary_args(int index) const;
   AttentionArgs attention_args(const Call& call, const Batch& batch) const;
 
   std::mutex mutex_;  // one step at a time
@@ -118,7 +119,7 @@ class Executor {
   int64_t scratch_stride_ = 0, private_stride_ = 0;
   std::vector<Span> spans_;
   std::vector<Piece> stores_, attends_;
-  std::vector<std::atomic<int64_t>> counters_;
+  std::vector<std::atomic<uint64_t>> queues_;  // two pieces of work a call, one queue a thread each
 };
 
 }  // namespace subsecond

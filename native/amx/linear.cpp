@@ -19,7 +19,6 @@ namespace {
 constexpr int kTileBytes = 1024;  // an unpacked weight tile
 constexpr int kTileValues = 512;
 constexpr int kPanels = 4;          // of a unit
-constexpr int kStreamSlots = 2;     // unpacked tiles a panel keeps while streaming: one being written, one being read
 constexpr int kStreamRowTiles = 2;  // up to this many row tiles, unpacking and multiplying alternate tile by tile
 
 // Rows of a row tile: all sixteen, or fewer where one tile holds the whole step.
@@ -81,31 +80,60 @@ inline void multiply_2x2(const uint16_t* first, const uint16_t* second, const ui
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// Up to sixteen rows: unpack tile t + 1 of four panels while tile t is multiplied; the weights pass through a small
-// ring in the first-level cache.
+// Unpacks P panels tile by tile into a ring of two slots in the first-level cache: while one is read, the next is
+// written.
+template <Format F, int P>
+class PanelStream {
+ public:
+  PanelStream(const uint8_t* const* panels, int64_t num_tiles, uint16_t* ring)
+      : panels_(panels), num_tiles_(num_tiles), ring_(ring) {
+    read(0);
+    read(1);
+    unpack(0);
+  }
+
+  // Slot of tile t, [panel][16][32]; unpacks the tile after it and reads the scales of the one after that.
+  const uint16_t* advance(int64_t t) {
+    read(t + 2);
+    unpack(t + 1);
+    return slot(t);
+  }
+
+ private:
+  uint16_t* slot(int64_t t) const { return ring_ + t % 2 * P * kTileValues; }
+  void read(int64_t t) {
+    if (t < num_tiles_)
+      for (int p = 0; p < P; ++p) read_scales<F>(panels_[p], t, scales_[t % 2][p]);
+  }
+  void unpack(int64_t t) {
+    if (t < num_tiles_)
+      for (int p = 0; p < P; ++p) unpack_tile<F>(panels_[p], t, scales_[t % 2][p], slot(t) + p * kTileValues);
+  }
+
+  const uint8_t* const* panels_;
+  int64_t num_tiles_;
+  uint16_t* ring_;
+  Scales scales_[2][P];
+};
+
+// Up to sixteen rows: four panels, unpacked while they are multiplied.
 template <Format F>
 void stream_4x1(const Operands& o, uint16_t* ring, float* sums) {
-  const auto slot = [ring](int64_t t) { return ring + t % kStreamSlots * kPanels * kTileValues; };
+  PanelStream<F, kPanels> stream(o.panels, o.num_tiles, ring);
   zero_sums();
-  for (int p = 0; p < kPanels; ++p) unpack_tile<F>(o.panels[p], 0, slot(0) + p * kTileValues);
-  for (int64_t t = 0; t < o.num_tiles; ++t) {
-    if (t + 1 < o.num_tiles)
-      for (int p = 0; p < kPanels; ++p) unpack_tile<F>(o.panels[p], t + 1, slot(t + 1) + p * kTileValues);
-    multiply_4x1(slot(t), o.packed + t * o.tile_bytes(), o.column_bytes);
-  }
+  for (int64_t t = 0; t < o.num_tiles; ++t)
+    multiply_4x1(stream.advance(t), o.packed + t * o.tile_bytes(), o.column_bytes);
   store_sums(sums, o.column_bytes);
 }
 
 // Up to thirty-two rows: the same for two panels, panels[first] and panels[first + 1].
 template <Format F>
 void stream_2x2(const Operands& o, int first, uint16_t* ring, float* sums) {
-  const auto slot = [ring](int64_t t) { return ring + t % kStreamSlots * kPanels * kTileValues; };
+  PanelStream<F, 2> stream(o.panels + first, o.num_tiles, ring);
   zero_sums();
-  for (int p = 0; p < 2; ++p) unpack_tile<F>(o.panels[first + p], 0, slot(0) + p * kTileValues);
   for (int64_t t = 0; t < o.num_tiles; ++t) {
-    if (t + 1 < o.num_tiles)
-      for (int p = 0; p < 2; ++p) unpack_tile<F>(o.panels[first + p], t + 1, slot(t + 1) + p * kTileValues);
-    multiply_2x2(slot(t), slot(t) + kTileValues, o.packed + t * o.tile_bytes(), o.row_tile_bytes(), o.column_bytes);
+    const uint16_t* weights = stream.advance(t);
+    multiply_2x2(weights, weights + kTileValues, o.packed + t * o.tile_bytes(), o.row_tile_bytes(), o.column_bytes);
   }
   store_sums(sums, o.column_bytes);
 }
@@ -125,7 +153,13 @@ void multiply_unpacked(const Operands& o, const uint16_t* weights, int64_t row_t
 
 template <Format F>
 void unpack_panel(const uint8_t* panel, int64_t num_tiles, uint16_t* out) {
-  for (int64_t t = 0; t < num_tiles; ++t) unpack_tile<F>(panel, t, out + t * kTileValues);
+  constexpr int64_t ahead = 4;
+  Scales scales[ahead];
+  for (int64_t t = 0; t < ahead && t < num_tiles; ++t) read_scales<F>(panel, t, scales[t]);
+  for (int64_t t = 0; t < num_tiles; ++t) {
+    unpack_tile<F>(panel, t, scales[t % ahead], out + t * kTileValues);
+    if (t + ahead < num_tiles) read_scales<F>(panel, t + ahead, scales[t % ahead]);
+  }
 }
 
 struct FormatKernels {
@@ -275,7 +309,7 @@ int64_t activation_bytes(int64_t num_rows, int64_t width) {
 
 int64_t linear_scratch_bytes(int64_t max_inputs) {
   const int64_t unpacked = 2 * padded_width(max_inputs) / kTileInputs * kTileBytes;
-  const int64_t ring = kPanels * kStreamSlots * kTileBytes;
+  const int64_t ring = kPanels * 2 * kTileBytes;
   return unpacked > ring ? unpacked : ring;
 }
 

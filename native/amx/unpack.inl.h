@@ -17,20 +17,35 @@ inline __m512 signed_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_
 
 inline __m512 unsigned_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(p))); }
 
-// The sixteen rows' d and m of a tile: w = d * code + m.
+struct TilePlace {
+  const uint8_t* header;
+  const uint8_t* tile;
+};
+
 template <Format F>
-inline void read_scales(const uint8_t* header, const uint8_t* tile, Scales& scales) {
-  __m512 d, m;
-  if constexpr (F == Format::kQ4_K) {
-    d = _mm512_mul_ps(halves(header), unsigned_bytes(tile));
-    m = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(halves(header + 32), unsigned_bytes(tile + 16)));
-  } else {
-    d = halves(tile);
-    if constexpr (F == Format::kQ4_1)
-      m = halves(tile + 32);
-    else
-      m = _mm512_mul_ps(d, _mm512_set1_ps(F == Format::kQ4_0 ? -8.0f : -16.0f));
-  }
+inline TilePlace find_tile(const uint8_t* panel, int64_t t) {
+  constexpr FormatInfo info = kFormats[static_cast<int>(F)];
+  constexpr int64_t super_bytes = info.header_bytes + info.tiles_per_super * info.tile_bytes;
+  const uint8_t* header = panel + t / info.tiles_per_super * super_bytes;
+  return {header, header + info.header_bytes + t % info.tiles_per_super * info.tile_bytes};
+}
+
+// The sixteen rows' d and m of tile `t`: w = d * code + m. Of Q6_K the scales of inputs 0..15 and 16..31 instead.
+//
+// To be called some tiles before they are used: what is read back soon after being written as a whole vector waits for
+// the store to reach the cache, which doubles the time of unpacking.
+template <Format F>
+inline void read_scales(const uint8_t* panel, int64_t t, Scales& scales) {
+  if constexpr (F <= Format::kBF16) return;
+  const auto [header, tile] = find_tile<F>(panel, t);
+  __m512 d = halves(F >= Format::kQ4_K ? header : tile), m = _mm512_setzero_ps();
+  if constexpr (F == Format::kQ4_1) m = halves(tile + 32);
+  if constexpr (F == Format::kQ4_0 || F == Format::kQ5_0)
+    m = _mm512_mul_ps(d, _mm512_set1_ps(F == Format::kQ4_0 ? -8.0f : -16.0f));
+  if constexpr (F == Format::kQ4_K) m = _mm512_sub_ps(m, _mm512_mul_ps(halves(header + 32), unsigned_bytes(tile + 16)));
+  if constexpr (F == Format::kQ6_K) m = _mm512_mul_ps(d, signed_bytes(tile + 16));
+  if constexpr (F == Format::kQ4_K) d = _mm512_mul_ps(d, unsigned_bytes(tile));
+  if constexpr (F == Format::kQ6_K) d = _mm512_mul_ps(d, signed_bytes(tile));
   _mm512_store_ps(scales.d, d);
   _mm512_store_ps(scales.m, m);
 }
@@ -79,10 +94,7 @@ inline void unpack_five_bits(const uint8_t* tile, const Scales& scales, uint16_t
   }
 }
 
-inline void unpack_six_bits(const uint8_t* header, const uint8_t* tile, uint16_t* out) {
-  Scales scales;  // d and m hold the scales of inputs 0..15 and 16..31 here
-  _mm512_store_ps(scales.d, _mm512_mul_ps(halves(header), signed_bytes(tile)));
-  _mm512_store_ps(scales.m, _mm512_mul_ps(halves(header), signed_bytes(tile + 16)));
+inline void unpack_six_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
   for (int n = 0; n < 16; ++n) {
     const V low = codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, 0);
     const V high = codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, 1);
@@ -91,12 +103,10 @@ inline void unpack_six_bits(const uint8_t* header, const uint8_t* tile, uint16_t
   }
 }
 
-inline void unpack_bytes(const uint8_t* tile, uint16_t* out) {
-  alignas(64) float d[16];
-  _mm512_store_ps(d, halves(tile));
+inline void unpack_bytes(const uint8_t* tile, const Scales& scales, uint16_t* out) {
 #pragma GCC unroll 4
   for (int n = 0; n < 16; ++n) {
-    const __m512 scale = _mm512_set1_ps(d[n]);
+    const __m512 scale = _mm512_set1_ps(scales.d[n]);
     const __m512 low = _mm512_mul_ps(signed_bytes(tile + 32 + 32 * n), scale);
     const __m512 high = _mm512_mul_ps(signed_bytes(tile + 48 + 32 * n), scale);
     store_row(out + 32 * n, round_pair(low, high));
@@ -119,25 +129,18 @@ inline void unpack_plain(Format format, const uint8_t* tile, uint16_t* out) {
 
 // Tile `t` of a panel into `out`.
 template <Format F>
-inline void unpack_tile(const uint8_t* panel, int64_t t, uint16_t* out) {
-  constexpr FormatInfo info = kFormats[static_cast<int>(F)];
-  constexpr int64_t super_bytes = info.header_bytes + info.tiles_per_super * info.tile_bytes;
-  const uint8_t* header = panel + t / info.tiles_per_super * super_bytes;
-  const uint8_t* tile = header + info.header_bytes + t % info.tiles_per_super * info.tile_bytes;
-  for (int i = 0; i < info.tile_bytes; i += 64)
+inline void unpack_tile(const uint8_t* panel, int64_t t, const Scales& scales, uint16_t* out) {
+  const uint8_t* tile = find_tile<F>(panel, t).tile;
+  for (int i = 0; i < kFormats[static_cast<int>(F)].tile_bytes; i += 64)
     _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + i, _MM_HINT_T0);
-  if constexpr (F == Format::kQ8_0) {
-    unpack_bytes(tile, out);
-  } else if constexpr (F == Format::kQ6_K) {
-    unpack_six_bits(header, tile, out);
-  } else if constexpr (F == Format::kF32 || F == Format::kF16 || F == Format::kBF16) {
+  if constexpr (F <= Format::kBF16)
     unpack_plain(F, tile, out);
-  } else {
-    Scales scales;
-    read_scales<F>(header, tile, scales);
-    if constexpr (F == Format::kQ5_0)
-      unpack_five_bits(tile, scales, out);
-    else
-      unpack_nibbles<F>(tile + (F == Format::kQ4_1 ? 64 : 32), scales, out);
-  }
+  else if constexpr (F == Format::kQ8_0)
+    unpack_bytes(tile, scales, out);
+  else if constexpr (F == Format::kQ6_K)
+    unpack_six_bits(tile, scales, out);
+  else if constexpr (F == Format::kQ5_0)
+    unpack_five_bits(tile, scales, out);
+  else
+    unpack_nibbles<F>(tile + (F == Format::kQ4_1 ? 64 : 32), scales, out);
 }
