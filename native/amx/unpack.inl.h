@@ -1,8 +1,9 @@
 // Packed tiles to bfloat16 [16 outputs][32 inputs], the operand that one TDPBF16PS reads; included by amx/linear.cpp.
 //
 // Four- and five-bit codes become a table look-up: the sixteen (32) values d q + m of a row's block are computed once,
-// rounded to bfloat16, and VPERMW picks one for each code. That is 5.5 vector operations for 32 weights where
-// conversion of every code would take nine.
+// rounded to bfloat16, and VPERMW picks one for each code. That is five vector operations for 32 weights of four bits,
+// where conversion of every code would take nine; 2.9 ns for 64 weights on one core of a Sapphire Rapids
+// (docs/lab_log.md).
 
 constexpr int kPrefetchBytes = 2048;  // ahead of the tile being unpacked, in the same stream
 
@@ -32,8 +33,7 @@ inline TilePlace find_tile(const uint8_t* panel, int64_t t) {
 
 // The sixteen rows' d and m of tile `t`: w = d * code + m. Of Q6_K the scales of inputs 0..15 and 16..31 instead.
 //
-// To be called some tiles before they are used: what is read back soon after being written as a whole vector waits for
-// the store to reach the cache, which doubles the time of unpacking.
+// To be called some tiles before they are used, so that single values need not wait for the store of the whole vector.
 template <Format F>
 inline void read_scales(const uint8_t* panel, int64_t t, Scales& scales) {
   if constexpr (F <= Format::kBF16) return;
@@ -54,27 +54,25 @@ inline void store_row(uint16_t* out, __m512i row) { _mm512_store_si512(out, row)
 
 inline __m512i round_pair(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
-// The packed words of a row, shifted so that the low four bits of word k are the code of input k.
-inline __m512i spread_nibbles(const uint8_t* codes) {
-  const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
-                                          0x0008000800080008, 0x0004000400040004, 0x0004000400040004, 0, 0);
-  return _mm512_srlv_epi16(_mm512_broadcast_i32x4(load16(codes)), shifts);
-}
+inline __m512i broadcast_codes(const uint8_t* codes) { return _mm512_broadcast_i32x4(load16(codes)); }
 
+// A table of sixteen float32 values, rounded half away from zero to bfloat16, is also one of 32 words of which the odd
+// ones are the bfloat16 values: word 2 code + 1. Rotating the packed words brings the code of input k to bits 1..4 of
+// word k; what stands above is ignored.
 template <Format F>
 inline void unpack_nibbles(const uint8_t* codes, const Scales& scales, uint16_t* out) {
   const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i low_bits = _mm512_set1_epi16(15), upper_table = _mm512_set1_epi16(16);
-#pragma GCC unroll 4
-  for (int n = 0; n < 16; n += 2) {
-    const __m512 first = _mm512_fmadd_ps(steps, _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
-    const __m512 second = _mm512_fmadd_ps(steps, _mm512_set1_ps(scales.d[n + 1]), _mm512_set1_ps(scales.m[n + 1]));
-    const __m512i table = round_pair(first, second);
-    const __m512i even = _mm512_and_si512(spread_nibbles(codes + 16 * n), low_bits);
-    // (codes & 15) | 16
-    const __m512i odd = _mm512_ternarylogic_epi32(spread_nibbles(codes + 16 * n + 16), low_bits, upper_table, 0xea);
-    store_row(out + 32 * n, _mm512_permutexvar_epi16(even, table));
-    store_row(out + 32 * n + 32, _mm512_permutexvar_epi16(odd, table));
+  const __m512i half = _mm512_set1_epi32(0x8000), odd = _mm512_set1_epi16(1);
+  const __m512i rotations =
+      _mm512_set_epi64(0x0005000500050005, 0x0005000500050005, 0x0009000900090009, 0x0009000900090009,
+                       0x000d000d000d000d, 0x000d000d000d000d, 0x0001000100010001, 0x0001000100010001);
+#pragma GCC unroll 8
+  for (int n = 0; n < 16; ++n) {
+    const __m512 values = _mm512_fmadd_ps(steps, _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
+    const __m512i table = _mm512_add_epi32(_mm512_castps_si512(values), half);
+    const __m512i words = broadcast_codes(codes + 16 * n);
+    const __m512i index = _mm512_or_si512(_mm512_shldv_epi16(words, words, rotations), odd);
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(index, table));
   }
 }
 
@@ -82,13 +80,15 @@ inline void unpack_five_bits(const uint8_t* tile, const Scales& scales, uint16_t
   const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512 upper_steps = _mm512_add_ps(steps, _mm512_set1_ps(16.0f));
   const __m512i low_bits = _mm512_set1_epi16(15);
+  const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
+                                          0x0008000800080008, 0x0004000400040004, 0x0004000400040004, 0, 0);
 #pragma GCC unroll 4
   for (int n = 0; n < 16; ++n) {
     const __m512 d = _mm512_set1_ps(scales.d[n]), m = _mm512_set1_ps(scales.m[n]);
     const __m512i table = round_pair(_mm512_fmadd_ps(steps, d, m), _mm512_fmadd_ps(upper_steps, d, m));
     uint32_t high;
     __builtin_memcpy(&high, tile + 32 + 4 * n, 4);
-    __m512i codes = _mm512_and_si512(spread_nibbles(tile + 96 + 16 * n), low_bits);
+    __m512i codes = _mm512_and_si512(_mm512_srlv_epi16(broadcast_codes(tile + 96 + 16 * n), shifts), low_bits);
     codes = _mm512_mask_add_epi16(codes, high, codes, _mm512_set1_epi16(16));
     store_row(out + 32 * n, _mm512_permutexvar_epi16(codes, table));
   }

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from subsecond.backends import native
+from subsecond.backends.batch import Int32
 from subsecond.backends.torch import TorchBackend
+from subsecond.core.errors import ResourceError
 from subsecond.measure.agreement import GreedyAgreement, compare_greedy
 from subsecond.measure.evaluation import evaluate
 from subsecond.measure.windows import windows_of_text
@@ -34,6 +36,15 @@ def reference(checkpoint: Checkpoint) -> TorchBackend:
     return TorchBackend(checkpoint.graph(), checkpoint.weights, num_blocks=8, block_tokens=32, max_rows=256)
 
 
+@pytest.fixture(scope="module")
+def windows(checkpoint: Checkpoint) -> Int32:
+    """Windows of 512 tokens: 40 of the text that SUBSECOND_ACCEPTANCE_TEXT names, or what the text here has."""
+    given = os.environ.get("SUBSECOND_ACCEPTANCE_TEXT")
+    text = Path(given or DATA / "moby_dick.txt").read_text(encoding="utf-8")
+    num_tokens = len(checkpoint.tokenizer.encode(text))
+    return windows_of_text(text, checkpoint.tokenizer.encode, min(40, num_tokens // 512), 512)
+
+
 def prompt_ids(checkpoint: Checkpoint, prompt: str) -> list[int]:
     template = checkpoint.chat_template
     assert template is not None
@@ -49,6 +60,18 @@ def test_divergence_from_the_reference_is_small(isa: str, checkpoint: Checkpoint
     assert report.mean_kl.value <= MAX_MEAN_KL[isa]
     assert report.top1_agreement.value >= (0.96 if isa == "amx" else 0.998)
     assert abs(report.perplexity_ratio.value - 1) < 0.005
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_divergence_over_many_windows(
+    isa: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], windows: Int32
+) -> None:
+    reference = TorchBackend(checkpoint.graph(), checkpoint.weights, num_blocks=16, block_tokens=32, max_rows=512)
+    report = evaluate(native.load(checkpoint, isa=isa, context_tokens=512), reference, windows)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{isa}: mean KL {report.mean_kl.value:.3g} over {report.num_windows} windows\n")
+    assert report.mean_kl.value <= MAX_MEAN_KL[isa]
 
 
 def greedy_agreements(
@@ -97,3 +120,8 @@ def forward(
     from subsecond.measure.evaluation import forward_windows
 
     return list(forward_windows(native.load(checkpoint, isa=isa, context_tokens=64), windows))
+
+
+def test_a_context_beyond_the_memory_is_refused_with_the_largest_that_fits(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ResourceError, match=r"Give at most \d+"):
+        native.load(checkpoint, context_tokens=10**12)

@@ -58,6 +58,12 @@ def round_bf16(x: NDArray[np.floating]) -> Floats:
     return rounded.astype(np.uint32).view(np.float32)
 
 
+def round_bf16_away(x: NDArray[np.floating]) -> Floats:
+    """Round to the nearest bfloat16, ties away from zero; finite values only."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """x / (1 + exp(-x))."""
     return np.asarray(x / (1 + np.exp(-x)))

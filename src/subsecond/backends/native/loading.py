@@ -19,7 +19,7 @@ from subsecond.backends.native.weights import (
     pack_weights,
     read_packed_weights,
 )
-from subsecond.core.errors import InputError
+from subsecond.core.errors import InputError, ResourceError
 from subsecond.core.hardware import probe
 from subsecond.graph.plan import compile_plan
 from subsecond.models.checkpoint import Checkpoint
@@ -94,8 +94,8 @@ def load(
     chosen = choose_isa(isa)
     segment = compile_plan(checkpoint.graph()).segments[0]
     threads = num_threads or probe().num_usable_cores
-    tokens = context_tokens or _default_context(checkpoint.config, chosen)
-    config = NativeConfig(chosen, threads, max_rows, num_blocks=-(-tokens // BLOCK_TOKENS))
+    num_blocks = _num_blocks(checkpoint.config, chosen, context_tokens)
+    config = NativeConfig(chosen, threads, max_rows, num_blocks)
     if checkpoint.artifact is not None and is_packed(checkpoint):
         weights = read_packed_weights(checkpoint.artifact)
     else:
@@ -144,7 +144,18 @@ def _failed(isa: str) -> str:
     return ", ".join(test.kernel for test in self_test(isa) if not test.has_passed)
 
 
-def _default_context(config: ModelConfig, isa: str) -> int:
+def _num_blocks(config: ModelConfig, isa: str, context_tokens: int | None) -> int:
     block_bytes = _native.kv_head_bytes(isa, config.head_dim) * config.num_kv_heads * config.num_layers
-    affordable = int(probe().available_bytes * KV_MEMORY_SHARE) // block_bytes * BLOCK_TOKENS
-    return min(config.context_length, max(affordable, MIN_CONTEXT_TOKENS))
+    available_bytes = probe().available_bytes
+    if context_tokens is None:
+        affordable = int(available_bytes * KV_MEMORY_SHARE) // block_bytes * BLOCK_TOKENS
+        context_tokens = min(config.context_length, max(affordable, MIN_CONTEXT_TOKENS))
+    num_blocks = -(-context_tokens // BLOCK_TOKENS)
+    asked_bytes = num_blocks * block_bytes
+    if asked_bytes > available_bytes:
+        raise ResourceError(
+            f"context_tokens={context_tokens} takes {asked_bytes / 1e9:.1f} GB of memory for keys and values; "
+            f"{available_bytes / 1e9:.1f} GB are available. "
+            f"Give at most {available_bytes // block_bytes * BLOCK_TOKENS}"
+        )
+    return num_blocks
