@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -13,7 +16,7 @@ from subsecond.backends.protocol import Backend
 from subsecond.core.errors import InputError
 from subsecond.core.settings import settings_of
 from subsecond.engine.local import LocalEngine
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import ContextLengthError, Request, SamplingParams
 from subsecond.engine.text import Completion, TextStream
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 from subsecond.models.detokenizer import StreamingDetokenizer
@@ -21,6 +24,8 @@ from subsecond.models.prompt import Message, encode_messages
 from subsecond.models.store import resolve
 
 MAX_STEP_ROWS = 512
+# No prompt of real text has tokens this long on average; encoding a longer one would only delay the refusal.
+MAX_CHARS_PER_TOKEN = 32
 
 
 def load(
@@ -33,7 +38,7 @@ def load(
 ) -> Model:
     """Load a model, ready to answer.
 
-    model           path of a model file, or a name: `smollm2-135m` needs no account, others come from the hub
+    model           path of a model file, or the name of a model pulled before
     backend         "native" runs on the processor; "torch" is the slow reference and needs torch
     isa             instruction set to hold the native kernels to; None takes the best this processor has
     num_threads     None takes one for each physical core
@@ -44,19 +49,28 @@ def load(
         FormatError, UnsupportedError: the file is damaged, or needs what this version does not have.
     """
     start_s = time.perf_counter()
+    _check_types(model, num_threads, context_tokens)
     if context_tokens is not None and context_tokens < 2:
         raise InputError(f"context_tokens={context_tokens} holds no prompt and answer; give at least 2, or None")
-    checkpoint = open_checkpoint(resolve(str(model)))
-    if backend == "native":
-        from subsecond.backends import native
-
-        runner: Backend = native.load(
-            checkpoint, isa=isa, num_threads=num_threads, context_tokens=context_tokens, max_rows=MAX_STEP_ROWS
-        )
-    elif backend == "torch":
-        runner = _load_torch(checkpoint, isa, num_threads, context_tokens)
-    else:
+    if backend not in ("native", "torch"):
         raise InputError(f"backend={backend!r} is not allowed; give 'native' or 'torch'")
+    checkpoint = open_checkpoint(resolve(os.fspath(model)))
+    # reading weights leaves the interpreter free, so what prompts need is made ready meanwhile
+    with ThreadPoolExecutor(1, "subsecond-load") as pool:
+        text_side = pool.submit(_load_text_side, checkpoint)
+        if backend == "native":
+            from subsecond.backends import native
+
+            runner: Backend = native.load(
+                checkpoint, isa=isa, num_threads=num_threads, context_tokens=context_tokens, max_rows=MAX_STEP_ROWS
+            )
+        else:
+            runner = _load_torch(checkpoint, isa, num_threads, context_tokens)
+        try:
+            text_side.result()
+        except BaseException:
+            runner.close()
+            raise
     return Model(checkpoint, runner, load_ms=(time.perf_counter() - start_s) * 1e3)
 
 
@@ -86,11 +100,12 @@ class Model:
         return await self.astream(prompt, raw=raw, **settings).acollect()
 
     def stream(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> TextStream:
-        """Answer piece by piece, to be read with `for`; leaving the loop ends the answer.
+        """Answer piece by piece, to be read with `for`; leaving the loop or dropping the stream ends the answer.
 
         Raises:
             InputError: the prompt or a setting is not allowed, or both are too long for the context.
         """
+        start_s = time.perf_counter()
         params = _sampling_params(settings)
         tokenizer = self.checkpoint.tokenizer
         request = Request(
@@ -99,8 +114,10 @@ class Model:
             id=f"local-{next(self._request_numbers)}",
             eos_ids=tuple(tokenizer.eos_ids),
         )
+        tokens = self.engine.submit(request)
+        tokens.start_s = start_s  # the template and the tokenizer are part of what the caller waits for
         return TextStream(
-            self.engine.submit(request),
+            tokens,
             StreamingDetokenizer(tokenizer),
             stop=params.stop,
             has_logprobs=params.num_logprobs > 0,
@@ -113,6 +130,7 @@ class Model:
 
     def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Return the token ids that a prompt comes to, chat template included."""
+        self._check_prompt(prompt)
         if raw:
             if not isinstance(prompt, str):
                 raise InputError("raw=True takes a text, not a list of messages")
@@ -125,6 +143,19 @@ class Model:
         if template is None:
             raise InputError("this model has no chat template; give the prompt as one text")
         return encode_messages(self.checkpoint.tokenizer, template.render, prompt)
+
+    def _check_prompt(self, prompt: object) -> None:
+        """Raise InputError for what is no prompt, or far beyond the context before it is encoded."""
+        if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Sequence):
+            raise InputError(f"the prompt is {type(prompt).__name__}; give a text or a list of messages")
+        texts = [prompt] if isinstance(prompt, str) else [m.get("content") for m in prompt if isinstance(m, Mapping)]
+        num_chars = sum(len(text) for text in texts if isinstance(text, str))
+        limit = self.checkpoint.config.context_length
+        if num_chars > limit * MAX_CHARS_PER_TOKEN:
+            raise ContextLengthError(
+                f"the prompt has {num_chars} characters, far more than fit into the context length of {limit} tokens; "
+                "give a shorter one"
+            )
 
     def _encode_plain(self, text: str, *, allow_special: bool) -> list[int]:
         """Token ids of a text without a template, with the token that begins a text if the model expects it."""
@@ -156,6 +187,23 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_types(model: object, num_threads: object, context_tokens: object) -> None:
+    if not isinstance(model, str | Path):
+        raise InputError(f"model is {type(model).__name__}; give a path or the name of a model")
+    for name, value in (("num_threads", num_threads), ("context_tokens", context_tokens)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InputError(f"{name} is {type(value).__name__}; give a whole number, or None")
+
+
+def _load_text_side(checkpoint: Checkpoint) -> None:
+    """Read the tokenizer and compile the chat template, which would otherwise happen at the first prompt."""
+    tokenizer, template = checkpoint.tokenizer, checkpoint.chat_template
+    if template is not None:
+        # a template that refuses these messages may accept others, and raw prompts need none
+        with suppress(InputError):
+            encode_messages(tokenizer, template.render, [{"role": "user", "content": "hi"}])
 
 
 def _sampling_params(settings: dict[str, Any]) -> SamplingParams:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from subsecond.cli import chat
 from subsecond.cli import main as cli
 from subsecond.core.errors import InputError
-from subsecond.engine.request import SamplingParams
+from subsecond.engine.request import ContextLengthError, SamplingParams
 from subsecond.engine.text import Completion, TextChunk, Timing, Usage
 from subsecond.models import store
 
@@ -27,6 +28,7 @@ class FakeStream:
 
     def __init__(self, fail_after: int | None = None) -> None:
         self._fail_after = fail_after
+        self._is_cancelled = False
         self.tokens = SimpleNamespace(
             ttft_ms=12.4, tpot_ms=4.0, num_prompt_tokens=5, cached_tokens=2, num_tokens=len(WORDS)
         )
@@ -37,11 +39,16 @@ class FakeStream:
                 raise KeyboardInterrupt
             yield TextChunk(word, (index,), "stop" if index == len(WORDS) - 1 else None, ())
 
+    def cancel(self) -> None:
+        self._is_cancelled = True
+
     def collect(self) -> Completion:
+        if self._fail_after is not None and not self._is_cancelled:
+            raise KeyboardInterrupt
         return Completion(
-            text="".join(WORDS),
-            token_ids=(0, 1, 2),
-            finish_reason="stop",
+            text="".join(WORDS[: self._fail_after]),
+            token_ids=(0, 1, 2)[: self._fail_after],
+            finish_reason="cancelled" if self._is_cancelled else "stop",
             logprobs=(),
             usage=Usage(5, 3, 2),
             timing=Timing(80.0, 12.4, 4.0, 20.40004),
@@ -64,6 +71,10 @@ class FakeModel:
     def stream(self, prompt: Any, *, raw: bool = False, **settings: Any) -> FakeStream:
         if prompt == "refused" or prompt[-1] == {"role": "user", "content": "refused"}:
             raise InputError("this prompt is refused")
+        if prompt[-1] == {"role": "user", "content": "interrupted"}:
+            raise KeyboardInterrupt
+        if prompt[-1] == {"role": "user", "content": "long"}:
+            raise ContextLengthError("the prompt has 9 tokens, but the context length is 8 tokens")
         self.prompts.append(("raw", prompt) if raw else prompt)
         self.settings = settings
         return FakeStream(self.fail_after)
@@ -115,8 +126,9 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | bytes], None]:
         (["fly"], "invalid choice"),
         (["run"], "MODEL, PROMPT"),
         (["run", "m", "p", "--top-k", "many"], "invalid int value"),
+        (["run", "m", "p", "--logit-bias", "42"], "expected ID=X, for example 42=-5; got '42'"),
         (["run", "m", "p", "--backend", "abacus"], "invalid choice"),
-        (["pull"], "NAME"),
+        (["pull"], "the following arguments are required"),
         (["doctor", "extra"], "unrecognized arguments"),
     ],
 )
@@ -125,13 +137,20 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
         cli.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--json"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    error = json.loads(printed.out)["error"]
+    assert error["type"] == "UsageError" and message in error["message"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "smollm2-135m", "hi"], "fetch it with: subsecond pull smollm2-135m"),
-        (["run", "m", "hi", "--temperature", "-1"], "temperature=-1.0 is not allowed"),
+        (["run", "m", "hi", "--temperature", "-1"], "--temperature -1.0 is not allowed; give a number from 0"),
         (["run", "m", "hi", "--raw", "--system", "s"], "--raw and --system exclude each other"),
         (["chat", "nothing"], "there is no model 'nothing'"),
         (["show", "no/such.gguf"], "there is no file or folder 'no/such.gguf'"),
@@ -222,6 +241,32 @@ def test_an_interrupted_run_exits_with_130(model: FakeModel, capsys: pytest.Capt
     assert capsys.readouterr().out == "Hello"
 
 
+def test_an_interrupted_json_run_says_so(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    model.fail_after = 1
+    assert cli.main(["run", "m", "hi", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "Interrupted"
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_an_empty_standard_input_is_an_error(
+    model: FakeModel, feed: Callable[[str | bytes], None], content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(content)
+    assert cli.main(["run", "m", "-"]) == 1
+    assert "standard input is empty" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_a_plain_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("subsecond.api.load", load)
+    assert cli.main(["run", "m", "hi"]) == 1
+    assert "the memory does not suffice" in capsys.readouterr().err
+
+
 def turns(*texts: str, answer: str = "Hello wide world") -> list[dict[str, str]]:
     """The messages that stand before the answer to the last text."""
     messages = []
@@ -263,6 +308,61 @@ def test_chat_json_prints_an_object_a_turn(
     assert first["text"] == second["text"] == "Hello wide world"
     assert refused == {"error": {"type": "InputError", "message": "this prompt is refused"}}
     assert model.prompts[-1] == turns("one", "two")
+
+
+def test_an_interrupt_before_the_first_token_does_not_end_the_chat(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("interrupted\ntwo\n")
+    assert cli.main(["chat", "m"]) == 0
+    assert model.prompts == [turns("two")]
+    assert "[stopped; no token]" in capsys.readouterr().err
+
+
+def test_an_interrupted_turn_in_json_is_a_cancelled_answer(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.fail_after = 2
+    feed("one\ninterrupted\n")
+    assert cli.main(["chat", "m", "--json"]) == 1
+    cancelled, interrupted = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (cancelled["text"], cancelled["finish_reason"]) == ("Hello wide", "cancelled")
+    assert interrupted["error"]["type"] == "Interrupted"
+
+
+def test_chat_json_prints_an_object_for_every_line(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("one\n\n /reset \n/what now\ntwo\n/exit \nthree\n")
+    assert cli.main(["chat", "m", "--json"]) == 1
+    one, empty, reset, unknown, two, left = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert one["text"] == two["text"] == "Hello wide world"
+    assert "the line is empty" in empty["error"]["message"]
+    assert (reset, left) == ({"command": "reset"}, {"command": "exit"})
+    assert "unknown command /what" in unknown["error"]["message"]
+    assert model.prompts == [turns("one"), turns("two")]
+
+
+def test_a_full_context_says_how_to_go_on(
+    model: FakeModel, feed: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("long\n")
+    assert cli.main(["chat", "m"]) == 0
+    assert "context length is 8 tokens; /reset forgets the conversation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_an_unusable_history_costs_one_warning(home: Path, is_folder: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("readline")
+    if is_folder:
+        (home / "chat_history").mkdir(parents=True)
+    else:
+        home.write_text("a file where the folder should be")
+    with chat._history(is_terminal=True):
+        pass
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("subsecond: no history of lines") == 1
 
 
 @pytest.fixture

@@ -94,3 +94,17 @@ def test_show_prints_the_graph_after_a_pass(smollm2_path: Path) -> None:
     assert len(fused.stdout.splitlines()) < len(built.stdout.splitlines())
     wrong = run("show", str(smollm2_path), "--after", "magic")
     assert wrong.returncode == 1 and "there is no pass 'magic'" in wrong.stderr
+
+
+def test_a_program_may_end_in_the_middle_of_an_answer(smollm2_path: Path) -> None:
+    code = (
+        "import itertools, sys, subsecond\n"
+        "model = subsecond.load(sys.argv[1])\n"
+        "stream = model.stream('Tell me a long story.', max_tokens=2000)\n"
+        "print(sum(1 for _ in itertools.islice(iter(stream.tokens), 3)))\n"
+    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(smollm2_path)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")

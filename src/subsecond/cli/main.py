@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from subsecond.cli import chat, doctor, list_models, pull, rm, run, show
-from subsecond.cli.output import print_json
+from subsecond.cli.output import error_json, print_json
 from subsecond.core.errors import SubsecondError
 
 EXIT_ERROR = 1
@@ -19,7 +19,7 @@ EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of every command; imports nothing heavy, so that --help is instant."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="subsecond",
         description="Language models that answer in under a second on the machine you have, with the quality measured.",
         epilog="MODEL is a path of a GGUF file or the name of a model that was pulled. "
@@ -34,7 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; wrong usage leaves by SystemExit(2) as argparse has it."""
-    args = build_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = build_parser().parse_args(given)
+    except _UsageError as wrong:
+        if "--json" in given:
+            print_json(error_json("UsageError", str(wrong)))
+        wrong.leave()
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -43,15 +49,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone, as in `| head`; nothing more can be said, also not by the flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE_CLOSED
-    except (SubsecondError, OSError) as error:
+    except (SubsecondError, OSError, MemoryError) as error:
+        message = "the memory does not suffice; close other programs or take a smaller model"
+        message = message if isinstance(error, MemoryError) else str(error)
         if args.json:
-            print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+            print_json(error_json(type(error).__name__, message))
         else:
-            print(f"subsecond: {error}", file=sys.stderr)
+            print(f"subsecond: {message}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        if args.json:
+            print_json(error_json("Interrupted", "interrupted before the end"))
+        else:
+            print(file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises wrong usage, so that it can be printed as JSON too; those of the commands are of this class as well."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(self, message)
+
+
+class _UsageError(Exception):
+    def __init__(self, parser: _Parser, message: str) -> None:
+        super().__init__(message)
+        self._parser = parser
+
+    def leave(self) -> NoReturn:
+        """Print usage and message to standard error and exit with 2, as argparse has it."""
+        argparse.ArgumentParser.error(self._parser, str(self))
 
 
 class _Version(argparse.Action):

@@ -26,6 +26,11 @@ def print_json(value: Mapping[str, Any], *, is_indented: bool = False) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2 if is_indented else None), flush=True)
 
 
+def error_json(kind: str, message: str) -> dict[str, Any]:
+    """The object that --json prints for an error of any command; `kind` is its class or "Interrupted"."""
+    return {"error": {"type": kind, "message": message}}
+
+
 def size_text(num_bytes: int) -> str:
     """Bytes in decimal units, as disks and networks count: `98.4 MB`."""
     value = float(num_bytes)

@@ -1,4 +1,4 @@
-"""`subsecond pull`: fetches a model of the catalogue and checks it."""
+"""`subsecond pull`: fetches a model of the catalogue and checks it, and packs it or a GGUF file of the user's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subsecond.cli.output import Subparsers, add_command, download_progress, print_json, size_text
+from subsecond.core.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from subsecond.models.download import Progress
@@ -15,33 +16,83 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = add_command(subparsers, "pull", "fetch a model of the catalogue; an interrupted download goes on")
-    parser.add_argument("name", metavar="NAME", help="name of the model; `subsecond list` shows what there is")
+    parser = add_command(
+        subparsers,
+        "pull",
+        "fetch a model of the catalogue and pack it, or pack a GGUF file; goes on where it was interrupted, and "
+        "repairs what is damaged",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="name of a model, as `subsecond list` shows them, or path of a .gguf file, which is only packed: the "
+        "folder subsecond/ beside it makes every later start quick",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fetch the model unless it is on disk, and pack its weights so that every later start is quick."""
-    from subsecond.models import catalogue, store
-
-    is_new = not store.model_path(args.name).is_file()
-    with nullcontext() if args.json or not is_new else download_progress(args.name) as progress:
-        path = catalogue.ensure(args.name, progress)
+    if args.model.endswith(".gguf"):
+        path, is_new = Path(args.model).expanduser(), False
+        if not path.is_file():
+            raise InputError(f"there is no file {args.model}; give an existing .gguf file or a model name")
+    else:
+        path, is_new = _fetch(args.model, is_quiet=args.json)
     with nullcontext() if args.json else download_progress("packing for the kernels") as progress:
         pack(path, progress)
     file_bytes = path.stat().st_size
     if args.json:
-        print_json({"name": args.name, "path": str(path), "file_bytes": file_bytes, "is_new": is_new})
+        print_json({"name": args.model, "path": str(path), "file_bytes": file_bytes, "is_new": is_new})
+    elif args.model.endswith(".gguf"):
+        print(f"{args.model}: {size_text(file_bytes)} packed in {path.parent / 'subsecond'}")
     else:
-        print(f"{args.name}: {size_text(file_bytes)} {'fetched to' if is_new else 'already in'} {path}")
+        print(f"{args.model}: {size_text(file_bytes)} {'fetched to' if is_new else 'already in'} {path}")
     return 0
 
 
 def pack(path: Path, progress: Progress | None) -> None:
-    """Write the artifact of a model file beside it, unless there is one that fits."""
+    """Write the artifact of a model file beside it, unless there is one that fits and is sound."""
     from subsecond.backends import native
     from subsecond.models.checkpoint import open_checkpoint
 
+    _require_place(path)
     checkpoint = open_checkpoint(path)
-    if not native.is_packed(checkpoint):
-        native.write_artifact(checkpoint, path.parent, progress)
+    if checkpoint.artifact is not None:
+        if native.is_packed(checkpoint):
+            try:
+                checkpoint.artifact.verify()
+                return
+            except FormatError:
+                pass  # written anew below
+        # Nothing of an artifact that is to be replaced goes into the new one.
+        checkpoint = open_checkpoint(path, can_use_artifact=False)
+    native.write_artifact(checkpoint, path.parent, progress)
+
+
+def _fetch(name: str, *, is_quiet: bool) -> tuple[Path, bool]:
+    """The file of the named model, and whether it is another one than before."""
+    from subsecond.models import catalogue, store
+
+    place = store.model_path(name)
+    inode = place.stat().st_ino if place.is_file() else None
+    with nullcontext() if is_quiet else download_progress(name) as progress:
+        path = catalogue.ensure(name, progress)
+    return path, path.stat().st_ino != inode
+
+
+def _require_place(path: Path) -> None:
+    """InputError when the folder holds the artifact of another file that is still there: it has room for one."""
+    from subsecond.formats.artifact import Artifact, is_artifact
+
+    if not is_artifact(path.parent):
+        return
+    try:
+        other = path.parent / Artifact.open(path.parent).manifest.source.name
+    except FormatError:
+        return
+    if other.name != path.name and other.is_file():
+        raise InputError(
+            f"{path.parent / 'subsecond'} holds what was packed from {other.name}, and a folder has room for "
+            f"one model; move {path.name} into a folder of its own"
+        )

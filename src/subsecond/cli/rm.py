@@ -18,9 +18,14 @@ def run(args: argparse.Namespace) -> int:
     """Delete the model."""
     from subsecond.models import store
 
+    is_link = store.model_folder(args.name).is_symlink()
     freed_bytes = store.remove(args.name)
     if args.json:
         print_json({"name": args.name, "freed_bytes": freed_bytes})
+    elif is_link:
+        print(f"{args.name} deleted: it was a link, and what it points to is still there")
+    elif freed_bytes == 0:
+        print(f"{args.name} deleted: its folder held nothing")
     else:
         print(f"{args.name} deleted, {size_text(freed_bytes)} freed")
     return 0

@@ -48,4 +48,7 @@ def _stdin_text(is_raw: bool) -> str:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text: {error}; convert it first") from error
-    return text if is_raw else text.removesuffix("\n")
+    text = text if is_raw else text.removesuffix("\n")
+    if not text:
+        raise InputError("standard input is empty; write the prompt to it")
+    return text

@@ -185,8 +185,15 @@ def from_arguments(cls: type[Settings], namespace: argparse.Namespace) -> Settin
     given = {item.name: getattr(namespace, item.name, None) for item in _declared(cls)}
     values = {name: value for name, value in given.items() if value is not None}
     for item in _declared(cls):
-        if item.kind == "map of int to float" and item.name in values:
+        if item.name not in values:
+            continue
+        if item.kind == "map of int to float":
             values[item.name] = dict(values[item.name])
+        try:
+            checked(item, values[item.name])
+        except InputError:
+            message = f"{item.flag} {_shown(getattr(namespace, item.name))} is not allowed; give {item.allowed}"
+            raise InputError(message) from None
     return cls(**values)
 
 
@@ -268,10 +275,13 @@ def _is_inside(item: Setting, number: float) -> bool:
 
 
 def _refusal(item: Setting, value: Any) -> InputError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 100 else shown[:100] + "..."
     none = " or None" if item.is_optional else ""
-    return InputError(f"{item.name}={shown} is not allowed; give {item.allowed}{none}")
+    return InputError(f"{item.name}={_shown(value)} is not allowed; give {item.allowed}{none}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def _number_text(value: Any) -> str:
@@ -283,7 +293,12 @@ def _text_parser(item: Setting) -> Any:
 
     def pair(text: str) -> tuple[int, float]:
         key, _, number = text.partition("=")
-        return int(key), float(number)
+        try:
+            return int(key), float(number)
+        except ValueError:
+            import argparse
+
+            raise argparse.ArgumentTypeError(f"expected ID=X, for example 42=-5; got {text[:100]!r}") from None
 
     parsers: dict[Kind, Any] = {
         "int": int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import secrets
 from collections import deque
 from threading import Condition, Thread, current_thread
@@ -10,7 +11,7 @@ from subsecond.backends.protocol import Backend
 from subsecond.core.errors import InputError, SubsecondError
 from subsecond.engine.blocks import BlockAllocator
 from subsecond.engine.protocol import EngineStats
-from subsecond.engine.request import Request
+from subsecond.engine.request import ContextLengthError, Request
 from subsecond.engine.scheduler import Scheduler, Sequence
 from subsecond.engine.step_loop import StepLoop, failure_of
 from subsecond.engine.stream import TokenStream
@@ -77,6 +78,8 @@ class LocalEngine:
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="subsecond-engine", daemon=True)
                 self._thread.start()
+                # the interpreter ends daemon threads by force, which a step inside native code does not survive
+                atexit.register(self.close)
             self._changed.notify()
         return stream
 
@@ -108,6 +111,7 @@ class LocalEngine:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
+        atexit.unregister(self.close)
         if self._thread is not None and self._thread is not current_thread():
             self._thread.join()
 
@@ -131,8 +135,8 @@ class LocalEngine:
         with self._changed:
             while not (self._is_closing or self._submitted or self._cancelled or self._loop.has_work):
                 self._changed.wait()
-            cancelled = list(self._cancelled)
-            self._cancelled.clear()
+            # one by one, because a stream that the garbage collector finds may be cancelled at any moment
+            cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
         self._accept_submitted()
         for stream in cancelled:
             self._loop.cancel(stream)
@@ -158,14 +162,14 @@ class LocalEngine:
         limit = self.max_tokens
         name = "context length" if limit == self._context_length else "key/value memory"
         if num_prompt >= limit:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {num_prompt} tokens, but the {name} is {limit} tokens for prompt and answer; "
                 "give a shorter one"
             )
         if wanted is None:
             return limit
         if num_prompt + wanted > limit:
-            raise InputError(
+            raise ContextLengthError(
                 f"prompt ({num_prompt} tokens) and max_tokens={wanted} exceed the {name} of {limit} tokens; "
                 f"give max_tokens of at most {limit - num_prompt} or a shorter prompt"
             )

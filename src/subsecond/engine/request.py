@@ -9,6 +9,11 @@ from typing import Literal
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
 
+
+class ContextLengthError(InputError):
+    """Prompt and answer do not fit into the context, or into the memory that there is for it."""
+
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 MAX_SEED = 2**64 - 1
 

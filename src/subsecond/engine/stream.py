@@ -14,7 +14,8 @@ from subsecond.engine.request import FinishReason, TokenEvent
 class TokenStream:
     """Events of one request, read once with `for` or `async for`; leaving the loop early cancels the request.
 
-    The engine fills it by `push` and `fail`; times are those of the engine, whenever the reader looks.
+    The engine fills it by `push` and `fail`; times are those of the engine, whenever the reader looks. They count from
+    `start_s`, which a caller that had work to do before the submission sets back to its beginning.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class TokenStream:
         self.cached_tokens = 0
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
-        self.queued_s = time.perf_counter()
+        self.start_s = time.perf_counter()
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
         self._cancel = cancel
@@ -38,8 +39,8 @@ class TokenStream:
 
     @property
     def ttft_ms(self) -> float | None:
-        """Milliseconds from the submission to the first token; None before it."""
-        return None if self.first_token_s is None else (self.first_token_s - self.queued_s) * 1e3
+        """Milliseconds from the start to the first token; None before it."""
+        return None if self.first_token_s is None else (self.first_token_s - self.start_s) * 1e3
 
     @property
     def tpot_ms(self) -> float | None:
@@ -50,8 +51,8 @@ class TokenStream:
 
     @property
     def total_ms(self) -> float | None:
-        """Milliseconds from the submission to the latest token; None before the first."""
-        return None if self.last_token_s is None else (self.last_token_s - self.queued_s) * 1e3
+        """Milliseconds from the start to the latest token; None before the first."""
+        return None if self.last_token_s is None else (self.last_token_s - self.start_s) * 1e3
 
     def push(self, event: TokenEvent) -> None:
         """Hand over the next event; called by the engine, after the end without effect."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, closing
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol, cast
 
 from subsecond.engine.request import FinishReason, TokenEvent
@@ -51,7 +53,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds: loading the model (once), submission to first token, mean of each after it, submission to last.
+    """Milliseconds: loading the model (once), call to first token, mean of each after it, call to last.
 
     What did not happen is None.
     """
@@ -118,6 +120,7 @@ def _overlap(text: str, stop: str) -> int:
 class TextStream:
     """The chunks of one answer, read once with `for` or `async for`; leaving the loop early cancels the request.
 
+    So do leaving a `with` block and dropping the last reference to the stream: nobody could read the rest.
     `completion` is there after the last chunk; `collect` and `acollect` read to the end and return it.
     """
 
@@ -140,6 +143,16 @@ class TextStream:
         self._logprobs: list[TokenLogprobs] = []
         self._num_sent = 0
         self._finish_reason: FinishReason | None = None
+        # the engine keeps `tokens` alive but not this object, whose end is therefore the end of its readers
+        weakref.finalize(self, tokens.cancel).atexit = False
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
 
     @property
     def completion(self) -> Completion | None:

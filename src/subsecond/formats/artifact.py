@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -155,7 +156,7 @@ class Artifact:
         """The bytes of one packed tensor, a read-only view of the mapping; FormatError when there is no such tensor."""
         tensor = self.manifest.tensors.get(name)
         if tensor is None:
-            raise FormatError(f"{self.path}: the artifact has no packed tensor {name!r}; make it anew")
+            raise FormatError(f"{self.path}: the artifact has no packed tensor {name!r}; {self.remedy}")
         return self.packed[tensor.offset : tensor.offset + tensor.num_bytes]
 
     def read_packed_into(self, memory: NDArray[np.uint8]) -> None:
@@ -168,15 +169,33 @@ class Artifact:
                 while done < num_bytes and (count := file.readinto(view[done:])):
                     done += count
         except OSError as error:
-            raise FormatError(f"{place} cannot be read ({error.strerror}); make the artifact anew") from error
+            raise FormatError(f"{place} cannot be read ({error.strerror}); {self.remedy}") from error
         if done < num_bytes:
-            raise FormatError(f"{place} has {done} bytes; the manifest says {num_bytes}. Make it anew")
+            raise FormatError(f"{place} has {done} bytes, the manifest says {num_bytes}; {self.remedy}")
 
     def file_path(self, name: str) -> Path:
         """Path of a file that the manifest lists; FormatError when it does not."""
         if name not in self.manifest.files:
-            raise FormatError(f"{self.path}: the artifact has no file {name!r}; make it anew")
+            raise FormatError(f"{self.path}: the artifact has no file {name!r}; {self.remedy}")
         return self.path / FOLDER_NAME / name
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do about damage, the end of a message."""
+        return f"`subsecond pull {self.path / self.manifest.source.name}` makes the artifact anew"
+
+    def check_sizes(self) -> None:
+        """Compare the size of every file with the manifest, reading none; FormatError at the first difference."""
+        for name, expected in self.manifest.files.items():
+            place = self.file_path(name)
+            try:
+                num_bytes = place.stat().st_size
+            except OSError as error:
+                raise FormatError(f"{place} cannot be read ({error.strerror}); {self.remedy}") from error
+            if num_bytes != expected.num_bytes:
+                raise FormatError(
+                    f"{place} has {num_bytes} bytes, the manifest says {expected.num_bytes}; {self.remedy}"
+                )
 
     def verify(self) -> None:
         """Read every file and compare size and sha256 with the manifest; FormatError at the first difference."""
@@ -189,9 +208,39 @@ class Artifact:
                         digest.update(chunk)
                         num_bytes += len(chunk)
             except OSError as error:
-                raise FormatError(f"{place} cannot be read ({error.strerror}); make the artifact anew") from error
+                raise FormatError(f"{place} cannot be read ({error.strerror}); {self.remedy}") from error
             if (num_bytes, digest.hexdigest()) != (expected.num_bytes, expected.sha256):
-                raise FormatError(f"{place} is damaged: its size or sha256 is not what the manifest says; make it anew")
+                raise FormatError(f"{place} is damaged: size or sha256 is not what the manifest says; {self.remedy}")
+
+    def replace_source_time(self, modified_ns: int) -> None:
+        """Note another time of modification of the unchanged source, on disk too; OSError when that cannot be.
+
+        Nothing is written when another process has replaced the artifact since it was opened.
+        """
+        source = replace(self.manifest.source, modified_ns=modified_ns)
+        manifest = replace(self.manifest, source=source)
+        # Every step goes through this descriptor, which stays with the folder when another takes its place.
+        folder = os.open(self.path / FOLDER_NAME, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.fdopen(os.open(MANIFEST_NAME, os.O_RDONLY, dir_fd=folder), "rb") as present:
+                if present.read(MAX_MANIFEST_BYTES) != self.manifest.to_text().encode():
+                    return
+            partial = f".{MANIFEST_NAME}-{os.getpid()}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            try:
+                with os.fdopen(os.open(partial, flags, 0o644, dir_fd=folder), "wb") as file:
+                    file.write(manifest.to_text().encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, MANIFEST_NAME, src_dir_fd=folder, dst_dir_fd=folder)
+            except FileExistsError:
+                raise
+            except OSError:
+                os.unlink(partial, dir_fd=folder)
+                raise
+        finally:
+            os.close(folder)
+        self.manifest = manifest
 
     def _map(self) -> NDArray[np.uint8]:
         place = self.file_path(PACKED_NAME)
@@ -200,12 +249,12 @@ class Artifact:
             with place.open("rb") as file:
                 num_bytes = os.fstat(file.fileno()).st_size
                 if num_bytes != expected:
-                    raise FormatError(f"{place} has {num_bytes} bytes; the manifest says {expected}. Make it anew")
+                    raise FormatError(f"{place} has {num_bytes} bytes, the manifest says {expected}; {self.remedy}")
                 if num_bytes == 0:
                     return np.empty(0, np.uint8)
                 mapping = mmap.mmap(file.fileno(), num_bytes, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise FormatError(f"{place} cannot be read ({error.strerror}); make the artifact anew") from error
+            raise FormatError(f"{place} cannot be read ({error.strerror}); {self.remedy}") from error
         return np.frombuffer(mapping, np.uint8)
 
 

@@ -92,7 +92,10 @@ def parse_manifest(text: str, where: str) -> Manifest:
     content = _parse_object(text, where)
     version = read_field(content, "version", int, where)
     if version != VERSION:
-        raise FormatError(f"{where}: artifact version {version}; this program reads version {VERSION}. Make it anew")
+        raise FormatError(
+            f"{where}: artifact version {version}; this program reads version {VERSION}. "
+            "`subsecond pull NAME`, or of the GGUF file, makes it anew"
+        )
     if set(content) != _KEYS:
         raise FormatError(f"{where}: fields are {shorten(sorted(content), 200)}; they must be {sorted(_KEYS)}")
     chat_template = content["chat_template"]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import logging
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from subsecond.core.errors import ResourceError
 
 if TYPE_CHECKING:
     from subsecond.models.download import Progress
+
+LOCK_FILE = ".lock"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,8 @@ def find(name: str) -> CatalogueEntry | None:
 def ensure(name: str, progress: Progress | None = None) -> Path:
     """Return the path of the named model's GGUF file, fetched and checked first when it is not on disk.
 
+    A file on disk whose size and sha256 the catalogue knows is read in full and, when it differs, fetched anew.
+
     Args:
         name: a name of the catalogue.
         progress: told (bytes so far, bytes in all or None) now and then while a download runs.
@@ -122,22 +131,69 @@ def ensure(name: str, progress: Progress | None = None) -> Path:
     from subsecond.models import store
 
     path = store.model_path(name)
-    if path.is_file():
+    if path.is_file() and _difference(name, path) is None:
         return path
     entry = find(name)
     if entry is None:
         raise store.unknown_model(name)
+    with _lock(path.parent):
+        # Of two fetches of one model the second has waited and finds it on disk.
+        wrong = _difference(name, path) if path.is_file() else None
+        if wrong is not None:
+            _log.warning("%s is damaged: it has %s; it is fetched anew", path, wrong)
+        if wrong is not None or not path.is_file():
+            try:
+                _fetch(entry, path, progress)
+            except BaseException:
+                _remove_if_empty(path.parent)
+                raise
+    return path
+
+
+def size_difference(name: str, path: Path) -> str | None:
+    """How the size of a file differs from what the catalogue knows of the named model; None when it does not."""
+    entry = find(name)
+    if entry is None or isinstance(entry.source, HubSource):
+        return None
+    num_bytes = path.stat().st_size
+    return (
+        None if num_bytes == entry.source.file_bytes else f"{num_bytes:,} bytes instead of {entry.source.file_bytes:,}"
+    )
+
+
+def _difference(name: str, path: Path) -> str | None:
+    """As `size_difference`, of the sha256 too."""
+    entry = find(name)
+    wrong = size_difference(name, path)
+    if wrong is not None or entry is None or isinstance(entry.source, HubSource):
+        return wrong
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if sha256 == entry.source.sha256 else f"sha256 {sha256} instead of {entry.source.sha256}"
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The lock of a model's folder, made first; held until it is closed."""
+    place = folder / LOCK_FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock_file = (path.parent / ".lock").open("w")
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = place.open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Who held it before may have removed the folder, and with it what others would wait for.
+            if place.exists() and os.path.samestat(os.fstat(lock.fileno()), place.stat()):
+                return lock
+            lock.close()
     except OSError as error:
         raise ResourceError(f"{error}; set SUBSECOND_HOME to a folder that can be written") from error
-    with lock_file as lock:
-        # Of two fetches of one model the second waits here and finds it on disk.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_file():
-            _fetch(entry, path, progress)
-    return path
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing but the lock."""
+    with suppress(OSError):
+        if all(path.name == LOCK_FILE for path in folder.iterdir()):
+            (folder / LOCK_FILE).unlink()
+            folder.rmdir()
 
 
 def _fetch(entry: CatalogueEntry, path: Path, progress: Progress | None) -> None:

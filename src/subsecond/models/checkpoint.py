@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -109,11 +109,11 @@ class Checkpoint:
             yield writer
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, can_use_artifact: bool = True) -> Checkpoint:
     """Open a GGUF file or an artifact folder.
 
-    The artifact beside a GGUF file is used in place of it when it was made from this very file; otherwise a warning
-    says why not.
+    The artifact beside a GGUF file is used in place of it when it was made from this very file and all of it is there;
+    otherwise a warning says why not. Without `can_use_artifact` it is not looked at.
 
     Raises:
         InputError: nothing is there, or the folder holds no artifact.
@@ -129,7 +129,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, _ArtifactContent(artifact), artifact)
     if not path.is_file():
         raise InputError(f"there is no file {path}; give the path of a GGUF file or of an artifact folder")
-    content = _artifact_beside(path)
+    content = _artifact_beside(path) if can_use_artifact else None
     return Checkpoint(path, content or _GgufContent(path), content.artifact if content else None)
 
 
@@ -202,7 +202,10 @@ class _ArtifactContent:
     def load_tokenizer(self) -> Tokenizer:
         from subsecond.models.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.artifact.file_path(TOKENIZER_NAME))
+        try:
+            return Tokenizer.load(self.artifact.file_path(TOKENIZER_NAME))
+        except FormatError as error:
+            raise FormatError(f"{error}; {self.artifact.remedy}") from error
 
     def open_weights(self) -> WeightSource:
         from subsecond.models.weights import GgufWeights
@@ -235,16 +238,29 @@ def _artifact_beside(path: Path) -> _ArtifactContent | None:
         source = artifact.manifest.source
         if source.name != path.name:
             return None  # another model of the same folder
-        status = path.stat()
-        if status.st_size != source.num_bytes or (
-            status.st_mtime_ns != source.modified_ns and _describe(path).sha256 != source.sha256
-        ):
+        if not _is_source(path, artifact):
             _log.warning("packed weights beside %s belong to another version of it and are not used", path)
             return None
+        artifact.check_sizes()
         return _ArtifactContent(artifact, path)
     except (FormatError, UnsupportedError) as error:
         _log.warning("packed weights beside %s are not used: %s", path, error)
         return None
+
+
+def _is_source(path: Path, artifact: Artifact) -> bool:
+    """Whether the artifact was made from the file; a file with another time is read in full, once."""
+    source, status = artifact.manifest.source, path.stat()
+    if status.st_size != source.num_bytes:
+        return False
+    if status.st_mtime_ns == source.modified_ns:
+        return True
+    found = _describe(path)
+    if found.sha256 != source.sha256:
+        return False
+    with suppress(OSError):  # a folder that cannot be written only costs the time again
+        artifact.replace_source_time(found.modified_ns)
+    return True
 
 
 def _describe(path: Path) -> SourceFile:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from subsecond.core.errors import DownloadError, ResourceError
 
@@ -37,16 +40,19 @@ def download(url: str, path: Path, trust: Trust, progress: Progress | None = Non
 
     Raises:
         DownloadError: the address does not answer, or the transfer broke off too often; what came is kept.
+        ResourceError: `path` cannot be written.
     """
+    shown = redact(url)
     address = urllib.parse.urlsplit(url)
     if address.scheme == "file":
         try:
-            shutil.copyfile(urllib.request.url2pathname(address.path), path)
+            with Path(urllib.request.url2pathname(address.path)).open("rb") as source:
+                _copy_file(source, path)
         except OSError as error:
-            raise DownloadError(f"{url} cannot be copied: {error}") from error
+            raise DownloadError(f"{shown} cannot be read: {error.strerror}") from error
         return
     if address.scheme not in ("http", "https"):
-        raise DownloadError(f"{url} is neither http, https nor a file")
+        raise DownloadError(f"{shown} is neither http, https nor a file")
     opener = _opener(trust)
     for attempt in range(1, NUM_ATTEMPTS + 1):
         try:
@@ -55,17 +61,19 @@ def download(url: str, path: Path, trust: Trust, progress: Progress | None = Non
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 416:
+                if path.exists() and error.headers["Content-Range"] == f"bytes */{path.stat().st_size}":
+                    return  # nothing was missing
                 # What we have is longer than the file: begin again.
                 path.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(f"{url} answers {error.code} {error.reason}; try again later") from error
+                raise DownloadError(f"{shown} answers {error.code} {error.reason}; try again later") from error
             failure: Exception = error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, _BrokenOffError) as error:
             failure = error
         if attempt < NUM_ATTEMPTS:
             time.sleep(attempt)
     raise DownloadError(
-        f"the download of {url} broke off {NUM_ATTEMPTS} times, last with: {failure}. "
+        f"the download of {shown} broke off {NUM_ATTEMPTS} times, last with: {redact(str(failure))}. "
         "Check the connection and run the same command again; it goes on where it stopped"
     )
 
@@ -82,13 +90,13 @@ def _download_rest(opener: urllib.request.OpenerDirector, url: str, path: Path, 
         length = response.headers["Content-Length"]
         total = start + int(length) if length and length.isdigit() else None
         if total is not None and total > MAX_FILE_BYTES:
-            raise DownloadError(f"{url} has {total:,} bytes, more than any model of the catalogue")
+            raise DownloadError(f"{redact(url)} has {total:,} bytes, more than any model of the catalogue")
         num_bytes = start
-        with path.open("ab" if is_rest else "wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
+        with disk_errors(path), path.open("ab" if is_rest else "wb") as file:
+            while chunk := _read_chunk(response):
                 num_bytes += len(chunk)
                 if num_bytes > (total or MAX_FILE_BYTES):
-                    raise DownloadError(f"{url} sends more than it announced; try again")
+                    raise DownloadError(f"{redact(url)} sends more than it announced; try again")
                 file.write(chunk)
                 if progress is not None:
                     progress(num_bytes, total)
@@ -96,6 +104,39 @@ def _download_rest(opener: urllib.request.OpenerDirector, url: str, path: Path, 
             os.fsync(file.fileno())
     if total is not None and num_bytes < total:
         raise ConnectionError(f"{num_bytes:,} of {total:,} bytes came")
+
+
+def _copy_file(source: IO[bytes], path: Path) -> None:
+    with disk_errors(path), path.open("wb") as file:
+        shutil.copyfileobj(source, file, CHUNK_BYTES)
+
+
+class _BrokenOffError(Exception):
+    """The transfer broke off; no OSError, which means the disk where both can happen."""
+
+
+def _read_chunk(response: IO[bytes]) -> bytes:
+    try:
+        return response.read(CHUNK_BYTES)
+    except OSError as error:
+        raise _BrokenOffError(str(error)) from error
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block, which writes `path`, into a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror or error}; free some space, or set SUBSECOND_HOME to a folder "
+            "that can be written"
+        ) from error
+
+
+def redact(text: str) -> str:
+    """`text` without the user names and passwords of the addresses in it."""
+    return re.sub(r"(\w://)[^/\s?#]*@", r"\1***@", text)
 
 
 def sha256_of(path: Path) -> str:

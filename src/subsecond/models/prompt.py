@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Protocol
 
 from subsecond.core.errors import InputError, UnsupportedError
@@ -41,16 +43,16 @@ def encode_messages(
         UnsupportedError: a message has fields other than these.
     """
     _check(messages)
-    literals = sorted(tokenizer.control_tokens, key=len, reverse=True)
-    if not literals:
+    if not tokenizer.control_tokens:
         return tokenizer.encode(render(messages), allow_special=True)
-    stand_ins = _StandIns(literals, [message["content"] for message in messages])
+    control = _control_texts(tuple(tokenizer.control_tokens))
+    stand_ins = _StandIns(control, [message["content"] for message in messages])
     safe = [{**message, "content": stand_ins.protect(message["content"])} for message in messages]
     if all(before["content"] == after["content"] for before, after in zip(messages, safe, strict=True)):
         return tokenizer.encode(render(messages), allow_special=True)
     token_ids: list[int] = []
     # a group in the pattern makes split() return the control tokens too, at the odd places
-    for index, piece in enumerate(stand_ins.literal.split(render(safe))):
+    for index, piece in enumerate(control.pattern.split(render(safe))):
         if index % 2:
             token_ids.append(tokenizer.control_tokens[piece])
         elif piece:
@@ -58,35 +60,48 @@ def encode_messages(
     return token_ids
 
 
-class _StandIns:
-    """Takes control token texts out of message texts and puts them back; `literals` are sorted longest first."""
+class _ControlTexts:
+    """The texts of a tokenizer's control tokens, longest first, and what finds them whole or in part."""
 
-    def __init__(self, literals: Sequence[str], texts: Sequence[str]) -> None:
-        self.literal = re.compile("(" + "|".join(map(re.escape, literals)) + ")")
-        used = set().union(*texts, *literals)
-        unused = [chr(code) for codes in _PRIVATE_USE for code in codes if chr(code) not in used]
-        if len(unused) < 2:
+    def __init__(self, literals: Sequence[str]) -> None:
+        self.literals = sorted(literals, key=len, reverse=True)
+        self.pattern = re.compile("(" + "|".join(map(re.escape, self.literals)) + ")")
+        self.index = {literal: index for index, literal in enumerate(self.literals)}
+        self.beginnings = tuple({literal[:end] for literal in literals for end in range(1, len(literal))})
+        self.endings = tuple({literal[start:] for literal in literals for start in range(1, len(literal))})
+
+
+# once for each tokenizer: compiling the pattern takes longer than encoding a prompt
+_control_texts = lru_cache(maxsize=16)(_ControlTexts)
+
+
+class _StandIns:
+    """Takes control token texts out of message texts and puts them back."""
+
+    def __init__(self, control: _ControlTexts, texts: Sequence[str]) -> None:
+        used = set().union(*texts, *control.literals)
+        unused = (chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in used)
+        marks = list(islice(unused, 2))
+        if len(marks) < 2:
             raise InputError("the messages use every private-use character of Unicode; remove some")
-        self._mark, self._guard = unused[:2]
-        self._literals = literals
-        self._index = {literal: index for index, literal in enumerate(literals)}
+        self._mark, self._guard = marks
+        self._control = control
         self._stand_in = re.compile(f"{self._mark}([0-9]+){self._mark}")
-        self._beginnings = tuple({literal[:end] for literal in literals for end in range(1, len(literal))})
-        self._endings = tuple({literal[start:] for literal in literals for start in range(1, len(literal))})
 
     def protect(self, text: str) -> str:
         """Return the text with no control token in it, nor half of one at an end that the template could complete."""
-        text = self.literal.sub(lambda found: f"{self._mark}{self._index[found[0]]}{self._mark}", text)
-        if text.startswith(self._endings):
+        index = self._control.index
+        text = self._control.pattern.sub(lambda found: f"{self._mark}{index[found[0]]}{self._mark}", text)
+        if text.startswith(self._control.endings):
             text = self._guard + text
-        if text.endswith(self._beginnings):
+        if text.endswith(self._control.beginnings):
             text += self._guard
         return text
 
     def restore(self, text: str) -> str:
         """Return the text as the message had it."""
         text = text.replace(self._guard, "")
-        return self._stand_in.sub(lambda found: self._literals[int(found[1])], text)
+        return self._stand_in.sub(lambda found: self._control.literals[int(found[1])], text)
 
 
 def _check(messages: Sequence[object]) -> None:

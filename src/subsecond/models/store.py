@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from subsecond.core.errors import InputError
+from subsecond.core.errors import InputError, IntegrityError
 from subsecond.models import catalogue
 
 MODEL_FILE = "model.gguf"
@@ -58,10 +58,13 @@ def model_path(name: str) -> Path:
 def resolve(model: str) -> Path:
     """Return the file or folder that `model` means: a path that exists, or else the name of a model on disk.
 
+    A folder that holds no artifact does not hide a model of its name.
+
     Raises:
         InputError: neither; the message says what to do next.
+        IntegrityError: the model on disk has not the size that the catalogue says.
     """
-    if model and _exists(Path(model).expanduser()):
+    if model and _exists(Path(model).expanduser()) and not _is_mere_folder(model):
         return Path(model).expanduser()
     if not _NAME.fullmatch(model) or model.endswith((".gguf", ".safetensors")):
         if not model or "/" in model or "." in model:
@@ -69,6 +72,9 @@ def resolve(model: str) -> Path:
         raise unknown_model(model)
     path = model_path(model)
     if path.is_file():
+        wrong = catalogue.size_difference(model, path)
+        if wrong is not None:
+            raise IntegrityError(f"{path} is damaged: it has {wrong}; fetch it anew with: subsecond pull {model}")
         return path
     if catalogue.find(model) is not None:
         raise InputError(f"{model} is not on disk yet; fetch it with: subsecond pull {model}")
@@ -119,6 +125,16 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name longer than the file system allows
         return False
+
+
+def _is_mere_folder(model: str) -> bool:
+    """Whether the working directory has a folder without an artifact that happens to be called like a model."""
+    if not _NAME.fullmatch(model) or not Path(model).is_dir():
+        return False
+    from subsecond.formats.artifact import is_artifact  # it needs numpy, which listing models does not
+
+    is_model = model_path(model).is_file() or catalogue.find(model) is not None
+    return is_model and not is_artifact(Path(model))
 
 
 def _shown(text: str) -> str:

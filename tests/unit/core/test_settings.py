@@ -95,7 +95,7 @@ def test_a_flag_with_a_wrong_type_is_refused_by_the_parser(arguments: list[str])
 
 
 def test_a_flag_out_of_range_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="heat=999"):
+    with pytest.raises(InputError, match="--heat 999"):
         parsed("--heat", "999")
 
 

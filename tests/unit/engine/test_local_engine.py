@@ -88,7 +88,7 @@ def test_times_and_counts_are_reported(engine: LocalEngine) -> None:
     list(stream)
     assert stream.first_token_s is not None
     assert stream.last_token_s is not None
-    assert stream.queued_s <= stream.first_token_s <= stream.last_token_s
+    assert stream.start_s <= stream.first_token_s <= stream.last_token_s
     assert stream.ttft_ms is not None
     assert stream.tpot_ms is not None
     assert stream.total_ms == pytest.approx(stream.ttft_ms + 4 * stream.tpot_ms)

@@ -110,9 +110,27 @@ def test_a_stop_string_cancels_the_rest() -> None:
     cancelled: list[str] = []
     tokens = TokenStream("a", seed=1, num_prompt_tokens=1, variant="fake", cancel=cancelled.append)
     tokens.push(TokenEvent(0, 0.0, (), 0, None))
-    completion = TextStream(tokens, Pieces(["one STOP two"]), stop=["STOP"]).collect()
-    assert completion.finish_reason == "stop"
+    stream = TextStream(tokens, Pieces(["one STOP two"]), stop=["STOP"])
+    assert stream.collect().finish_reason == "stop"
     assert cancelled == ["a"]
+
+
+def test_a_stream_that_nobody_can_read_any_more_is_cancelled() -> None:
+    cancelled: list[str] = []
+    tokens = TokenStream("a", seed=1, num_prompt_tokens=1, variant="fake", cancel=cancelled.append)
+    stream = TextStream(tokens, Pieces([]))
+    assert cancelled == []
+    del stream
+    assert cancelled == ["a"]
+
+
+def test_leaving_a_with_block_cancels() -> None:
+    cancelled: list[str] = []
+    tokens = TokenStream("a", seed=1, num_prompt_tokens=1, variant="fake", cancel=cancelled.append)
+    with TextStream(tokens, Pieces([])) as stream:
+        assert cancelled == []
+    assert cancelled == ["a"]
+    assert stream.completion is None
 
 
 def test_a_cancelled_answer_keeps_its_text() -> None:

@@ -82,6 +82,26 @@ def test_a_second_artifact_replaces_the_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FOLDER_NAME]
 
 
+def test_another_time_of_the_source_is_noted(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    first, second = Artifact.open(tmp_path), Artifact.open(tmp_path)
+    first.replace_source_time(77)
+    assert first.manifest == Artifact.open(tmp_path).manifest
+    assert first.manifest.source.modified_ns == 77
+    second.replace_source_time(78)  # the manifest is no longer the one it was opened with
+    assert Artifact.open(tmp_path).manifest.source.modified_ns == 77
+    assert {path.name for path in folder.iterdir()} == {MANIFEST_NAME, PACKED_NAME, "tokenizer.json"}
+
+
+@pytest.mark.parametrize("name", [PACKED_NAME, "tokenizer.json"])
+def test_sizes_are_compared_without_reading(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path)
+    Artifact.open(tmp_path).check_sizes()
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(FormatError, match=f"{name} has 1 bytes"):
+        Artifact.open(tmp_path).check_sizes()
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(KeyboardInterrupt), writer(tmp_path, layout=2) as artifact:

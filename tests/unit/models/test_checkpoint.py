@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +128,40 @@ def test_a_copied_file_keeps_its_artifact(model: Path) -> None:
     assert open_checkpoint(model).artifact is not None
 
 
+def test_a_copied_file_is_read_in_full_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(open_checkpoint(model), model.parent)
+    os.utime(model, ns=(1, 1))
+    open_checkpoint(model)
+    monkeypatch.setattr(checkpoint, "_describe", None)
+    assert open_checkpoint(model).artifact is not None
+
+
+def test_a_new_time_that_cannot_be_noted_does_no_harm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    pack(open_checkpoint(model), model.parent)
+    os.utime(model, ns=(1, 1))
+    monkeypatch.setattr("os.replace", refuse)
+    assert open_checkpoint(model).artifact is not None
+    assert {path.name for path in (model.parent / "subsecond").iterdir()} == {"manifest.json", "packed.bin"}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
+def test_an_incomplete_artifact_beside_a_file_is_not_used(
+    model: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object]
+) -> None:
+    pack(open_checkpoint(model), model.parent)
+    damage(model.parent / "subsecond" / "packed.bin")
+    assert open_checkpoint(model).artifact is None
+    assert f"`subsecond pull {model}` makes the artifact anew" in caplog.text
+
+
+def test_an_artifact_can_be_left_alone(model: Path) -> None:
+    pack(open_checkpoint(model), model.parent)
+    assert open_checkpoint(model, can_use_artifact=False).artifact is None
+
+
 def test_an_artifact_of_another_version_is_not_used(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     pack(open_checkpoint(model), model.parent)
     content = bytearray(model.read_bytes())
@@ -178,6 +212,9 @@ def test_tokenizer_and_template_survive_in_an_artifact(tmp_path: Path) -> None:
     assert packed.tokenizer.encode('a b!"') == opened.tokenizer.encode('a b!"')
     assert packed.chat_template is not None
     assert packed.chat_template.render([{"role": "user", "content": "hi"}]) == "hi<end>"
+    packed.artifact.file_path("tokenizer.json").write_text("{")
+    with pytest.raises(FormatError, match=r"not valid JSON.*`subsecond pull .*model\.gguf` makes the artifact anew"):
+        _ = open_checkpoint(tmp_path / "packed").tokenizer
 
 
 def test_more_tokens_than_embedding_rows_are_refused(tmp_path: Path) -> None:

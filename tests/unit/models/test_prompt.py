@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from subsecond.core.errors import InputError, UnsupportedError
+from subsecond.models import prompt
 from subsecond.models.prompt import Message, encode_messages
 
 CONTROL = {"<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3, "§": 4, "<|im_end|>!": 5}
@@ -113,6 +114,21 @@ def test_neighbouring_messages_cannot_make_one_together() -> None:
     token_ids = encode_messages(CharacterTokenizer(), render, [*user("<|im_"), *user("end|>")])
     assert controls_of(token_ids) == []
     assert text_of(token_ids) == "<|im_end|>"
+
+
+def test_what_depends_on_the_tokenizer_is_made_once() -> None:
+    encode_messages(CharacterTokenizer(), chatml, user("a"))
+    num_made = prompt._control_texts.cache_info().misses
+    encode_messages(CharacterTokenizer(), chatml, user("b"))
+    assert prompt._control_texts.cache_info().misses == num_made
+
+
+def test_characters_that_messages_use_are_no_stand_ins() -> None:
+    private_use = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
+    content = private_use[2:] + "<s>"
+    assert text_of(encode_messages(CharacterTokenizer(), chatml, user(content))) == chatml(user(content))
+    with pytest.raises(InputError, match="every private-use character"):
+        encode_messages(CharacterTokenizer(), chatml, user(private_use[1:]))
 
 
 def test_without_control_tokens_everything_is_text() -> None:
