@@ -173,7 +173,12 @@ def test_the_time_to_the_first_token_holds_the_encoding(model: api.Model, monkey
 def test_what_prompts_need_is_loaded_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     backend, checkpoint = FakeBackend(vocab_size=130), make_model().checkpoint
     rendered: list[object] = []
-    checkpoint.chat_template.render = lambda messages: rendered.append(messages) or render(messages)  # type: ignore
+
+    def render_and_note(messages: Sequence[Message]) -> str:
+        rendered.append(messages)
+        return str(render(messages))
+
+    monkeypatch.setattr(checkpoint.chat_template, "render", render_and_note)
     monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
     monkeypatch.setattr(api, "open_checkpoint", lambda _: checkpoint)
     monkeypatch.setattr(api, "_load_torch", lambda *_: backend)
