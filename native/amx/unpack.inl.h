@@ -40,8 +40,7 @@ inline void read_scales(const uint8_t* panel, int64_t t, Scales& scales) {
   const auto [header, tile] = find_tile<F>(panel, t);
   __m512 d = halves(F >= Format::kQ4_K ? header : tile), m = _mm512_setzero_ps();
   if constexpr (F == Format::kQ4_1) m = halves(tile + 32);
-  if constexpr (F == Format::kQ4_0 || F == Format::kQ5_0)
-    m = _mm512_mul_ps(d, _mm512_set1_ps(F == Format::kQ4_0 ? -8.0f : -16.0f));
+  if constexpr (F == Format::kQ4_0) m = _mm512_mul_ps(d, _mm512_set1_ps(-8.0f));
   if constexpr (F == Format::kQ4_K) m = _mm512_sub_ps(m, _mm512_mul_ps(halves(header + 32), unsigned_bytes(tile + 16)));
   if constexpr (F == Format::kQ6_K) m = _mm512_mul_ps(d, signed_bytes(tile + 16));
   if constexpr (F == Format::kQ4_K) d = _mm512_mul_ps(d, unsigned_bytes(tile));
@@ -54,43 +53,45 @@ inline void store_row(uint16_t* out, __m512i row) { _mm512_store_si512(out, row)
 
 inline __m512i round_pair(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
-inline __m512i broadcast_codes(const uint8_t* codes) { return _mm512_broadcast_i32x4(load16(codes)); }
+inline __m512 steps() { return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 
-// A table of sixteen float32 values, rounded half away from zero to bfloat16, is also one of 32 words of which the odd
-// ones are the bfloat16 values: word 2 code + 1. Rotating the packed words brings the code of input k to bits 1..4 of
-// word k; what stands above is ignored.
-template <Format F>
-inline void unpack_nibbles(const uint8_t* codes, const Scales& scales, uint16_t* out) {
-  const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i half = _mm512_set1_epi32(0x8000), odd = _mm512_set1_epi16(1);
+// Sixteen float32 values, rounded half away from zero to bfloat16, are also 32 words of which the odd ones are the
+// bfloat16 values: value i is word 2 i + 1.
+inline __m512i as_table(__m512 values) {
+  return _mm512_add_epi32(_mm512_castps_si512(values), _mm512_set1_epi32(0x8000));
+}
+
+// Indices of a row into such a table: rotating the packed words brings the code of input k to bits 1..4 of word k; what
+// stands above is ignored.
+inline __m512i table_indices(const uint8_t* codes) {
   const __m512i rotations =
       _mm512_set_epi64(0x0005000500050005, 0x0005000500050005, 0x0009000900090009, 0x0009000900090009,
                        0x000d000d000d000d, 0x000d000d000d000d, 0x0001000100010001, 0x0001000100010001);
+  const __m512i words = _mm512_broadcast_i32x4(load16(codes));
+  return _mm512_or_si512(_mm512_shldv_epi16(words, words, rotations), _mm512_set1_epi16(1));
+}
+
+template <Format F>
+inline void unpack_nibbles(const uint8_t* codes, const Scales& scales, uint16_t* out) {
 #pragma GCC unroll 8
   for (int n = 0; n < 16; ++n) {
-    const __m512 values = _mm512_fmadd_ps(steps, _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
-    const __m512i table = _mm512_add_epi32(_mm512_castps_si512(values), half);
-    const __m512i words = broadcast_codes(codes + 16 * n);
-    const __m512i index = _mm512_or_si512(_mm512_shldv_epi16(words, words, rotations), odd);
-    store_row(out + 32 * n, _mm512_permutexvar_epi16(index, table));
+    const __m512 values = _mm512_fmadd_ps(steps(), _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(table_indices(codes + 16 * n), as_table(values)));
   }
 }
 
+// Five bits: the fifth chooses between two tables.
 inline void unpack_five_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
-  const __m512 steps = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512 upper_steps = _mm512_add_ps(steps, _mm512_set1_ps(16.0f));
-  const __m512i low_bits = _mm512_set1_epi16(15);
-  const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
-                                          0x0008000800080008, 0x0004000400040004, 0x0004000400040004, 0, 0);
-#pragma GCC unroll 4
+  const __m512 lower_steps = _mm512_sub_ps(steps(), _mm512_set1_ps(16.0f));
+#pragma GCC unroll 8
   for (int n = 0; n < 16; ++n) {
-    const __m512 d = _mm512_set1_ps(scales.d[n]), m = _mm512_set1_ps(scales.m[n]);
-    const __m512i table = round_pair(_mm512_fmadd_ps(steps, d, m), _mm512_fmadd_ps(upper_steps, d, m));
+    const __m512 d = _mm512_set1_ps(scales.d[n]);
+    const __m512i lower = as_table(_mm512_mul_ps(lower_steps, d)), upper = as_table(_mm512_mul_ps(steps(), d));
     uint32_t high;
     __builtin_memcpy(&high, tile + 32 + 4 * n, 4);
-    __m512i codes = _mm512_and_si512(_mm512_srlv_epi16(broadcast_codes(tile + 96 + 16 * n), shifts), low_bits);
-    codes = _mm512_mask_add_epi16(codes, high, codes, _mm512_set1_epi16(16));
-    store_row(out + 32 * n, _mm512_permutexvar_epi16(codes, table));
+    const __m512i indices = table_indices(tile + 96 + 16 * n);
+    const __m512i row = _mm512_permutexvar_epi16(indices, lower);
+    store_row(out + 32 * n, _mm512_mask_permutexvar_epi16(row, high, indices, upper));
   }
 }
 

@@ -91,9 +91,9 @@ def test_bf16_linear_is_the_product_of_rounded_operands(name: str) -> None:
         for num_rows, n in ((1, 1), (2, 16), (15, 17), (16, 32), (17, 33), (33, 48), (70, 100)):
             weight = random_weight(name, n, k, rng)
             x = misaligned(rng.standard_normal((num_rows, k), dtype=np.float32))
-            # the tables of four-bit formats are rounded in the cheaper way
+            # the tables of four- and five-bit formats are rounded in the cheaper way
             rounded_x = round_bf16(x)
-            rounded_w = (round_bf16_away if name.startswith("Q4") else round_bf16)(weight.values)
+            rounded_w = (round_bf16_away if name.startswith(("Q4", "Q5")) else round_bf16)(weight.values)
             expected = rounded_x.astype(np.float64) @ rounded_w.T.astype(np.float64)
             bound = np.abs(rounded_x).astype(np.float64) @ np.abs(rounded_w.T) * 2**-24 * (k / 2 + 8)
             assert np.all(np.abs(run_linear("amx", x, [weight]) - expected) <= bound + 1e-30)
