@@ -54,8 +54,8 @@ CpuFeatures detect() {
   f.avx512 = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 28) && bit(seven.b, 30) &&
              bit(seven.b, 31) && bit(seven.c, 1) && bit(seven.c, 11);
   f.avx512_fp16 = f.avx512 && bit(seven.d, 23);
-  f.amx = f.avx512 && tiles && bit(seven.c, 6) && bit(seven_one.a, 5) && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) &&
-          request_tiles();
+  f.amx = f.avx512 && tiles && bit(seven.c, 6) && bit(seven_one.a, 5) && bit(seven.d, 22) && bit(seven.d, 24) &&
+          bit(seven.d, 25) && request_tiles();
   return f;
 }
 
