@@ -19,8 +19,8 @@ from subsecond.graph.ops import (
     GatedActivation,
     Linear,
     Norm,
+    Normalize,
     Op,
-    RmsNorm,
     Rope,
     Rotary,
     SelectRows,
@@ -162,7 +162,7 @@ class NativeBackend:
                     scale=op.scale,
                     rotary=self._rotary(op.rotary),
                 )
-            case RmsNorm():
+            case Normalize():
                 norm = self._vector(op.norm.weight)
                 executor.add_rms_norm(at(op.output), at(op.input), self._width(op.output), norm, op.norm.eps)
             case Rope():
@@ -234,8 +234,7 @@ class NativeBackend:
 
 def _frequencies(rotary: Rotary, factors: NDArray[np.float32] | None) -> list[float]:
     """Radians per position of each pair of channels."""
-    powers = np.arange(0, rotary.dims, 2, dtype=np.float64) / rotary.dims
-    frequencies = rotary.theta**-powers
+    frequencies = np.array(rotary.frequencies)
     return [float(f) for f in (frequencies if factors is None else frequencies / factors)]
 
 
