@@ -30,7 +30,7 @@ class AsciiTokenizer:
     bos_id: int | None = BOS_ID
     add_bos = True
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
         if allow_special:
             for literal, token_id in self.control_tokens.items():
                 text = text.replace(literal, chr(token_id))
@@ -56,7 +56,7 @@ def make_model(*, has_template: bool = True, template: ChatTemplate | None = Non
     checkpoint = SimpleNamespace(
         tokenizer=AsciiTokenizer(),
         chat_template=template or plain,
-        config=SimpleNamespace(context_length=200),
+        config=SimpleNamespace(context_length=200, pooling=None),
     )
     return api.Model(cast(Checkpoint, checkpoint), FakeBackend(vocab_size=130), load_ms=12.0)
 

@@ -29,8 +29,11 @@ class PromptTokenizer(Protocol):
     def control_tokens(self) -> Mapping[str, int]:
         """Token id by the text that means it where control tokens are allowed."""
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """Token ids of a text; without `allow_special` the text of a control token is ordinary text."""
+    def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
+        """Token ids of a text; without `allow_special` the text of a control token is ordinary text.
+
+        `is_continuation` says that other text stands before this one.
+        """
 
 
 def encode_messages(
@@ -72,7 +75,7 @@ def encode_messages(
         if index % 2:
             token_ids.append(tokenizer.control_tokens[piece])
         elif piece:
-            token_ids += tokenizer.encode(stand_ins.restore(piece))
+            token_ids += tokenizer.encode(stand_ins.restore(piece), is_continuation=index > 0)
     return token_ids
 
 

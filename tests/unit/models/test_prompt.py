@@ -23,9 +23,11 @@ class CharacterTokenizer:
 
     def __init__(self) -> None:
         self.num_calls = 0
+        self.continuations: list[bool] = []
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
         self.num_calls += 1
+        self.continuations.append(is_continuation)
         pieces = re.split("(" + "|".join(map(re.escape, sorted(CONTROL, key=len, reverse=True))) + ")", text)
         token_ids = []
         for piece in pieces:
@@ -120,7 +122,7 @@ def test_white_space_is_no_markup() -> None:
 
         control_tokens = {**CONTROL, "\n\n": 6, "\u2581\u2581": 7}  # noqa: RUF012
 
-        def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
             return [1] if allow_special else super().encode(text)
 
     class Blank(Spaced):
@@ -234,3 +236,9 @@ def test_without_control_tokens_everything_is_text() -> None:
 def test_what_is_no_conversation_is_refused(messages: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         encode_messages(CharacterTokenizer(), chatml, messages)
+
+
+def test_only_the_first_piece_begins_the_prompt() -> None:
+    tokenizer = CharacterTokenizer()
+    encode_messages(tokenizer, lambda messages: f"a<s>{messages[0]['content']}<s>b", user("x<s>y"))
+    assert tokenizer.continuations == [False, True, True]
