@@ -307,6 +307,7 @@ def test_what_prompts_need_is_loaded_with_the_model(monkeypatch: pytest.MonkeyPa
 
     class Damaged:
         chat_template = None
+        config = SimpleNamespace(pooling=None)
 
         @property
         def tokenizer(self) -> None:
@@ -345,3 +346,11 @@ def test_load_names_what_is_missing(tmp_path: Path) -> None:
 def test_load_refuses_wrong_types(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         api.load(**arguments)
+
+
+def test_an_embedding_model_gives_no_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = SimpleNamespace(pooling="mean", name="bert")
+    monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
+    monkeypatch.setattr(api, "open_checkpoint", lambda _: SimpleNamespace(config=config))
+    with pytest.raises(InputError, match=r"bert is an embedding model; use subsecond\.load_embedder"):
+        api.load("m")
