@@ -109,6 +109,7 @@ Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_
   if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
   if (num_outputs < 1 || num_inputs < 1 || num_outputs > kLargest || num_inputs > kLargest)
     throw nb::value_error("a weight has 1 to 2^31 outputs and inputs");
+  if (num_outputs > (int64_t{1} << 46) / num_inputs) throw nb::value_error("so large a weight fits into no memory");
   if (num_inputs % format_info(format).block_elements != 0)
     throw nb::value_error("the number of inputs is not a multiple of the block size of the format");
   return format;

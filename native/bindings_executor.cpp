@@ -21,6 +21,10 @@ int64_t cache_bytes(const Kernels& kernels, const ExecutorConfig& config) {
 ExecutorConfig checked_config(const Kernels& kernels, const ExecutorConfig& config) {
   if (config.num_threads < 1 || config.max_rows < 1 || config.num_blocks < 1)
     throw nb::value_error("threads, rows and blocks are at least 1");
+  // Bounds far above any use, below which no product of sizes overflows.
+  if (config.num_threads > 1024 || config.max_rows > int64_t{1} << 24 || config.all_floats > int64_t{1} << 32 ||
+      config.selected_floats > int64_t{1} << 32)
+    throw nb::value_error("so many threads, rows or floats a row fit into no machine");
   if (config.head_dim < 1 || config.head_dim > 1024) throw nb::value_error("head_dim must lie between 1 and 1024");
   if (config.vocab_size < 1 || config.all_floats < 0 || config.selected_floats < 0 || config.num_layers < 0 ||
       config.num_kv_heads < 1)
@@ -104,7 +108,7 @@ class PyExecutor {
                      int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale, int rotary) {
     const ExecutorConfig& config = executor_.config();
     if (layer < 0 || layer >= config.num_layers || num_kv_heads != config.num_kv_heads || head_dim != config.head_dim ||
-        num_heads < 1 || num_heads % num_kv_heads != 0 || !fits_head(rotary, head_dim))
+        num_heads < 1 || num_heads > int64_t{1} << 20 || num_heads % num_kv_heads != 0 || !fits_head(rotary, head_dim))
       throw nb::value_error("the attention does not fit the key/value cache");
     Call call;
     call.kind = Call::Kind::kAttention;
@@ -122,6 +126,7 @@ class PyExecutor {
   }
 
   void add_rms_norm(nb::object output, nb::object input, int64_t width, int64_t norm, float norm_eps) {
+    if (norm < 0) throw nb::value_error("a norm needs its vector");
     Call call = element_wise(Call::Kind::kRmsNorm, output, input, nb::none(), width);
     call.norm_weight = vector(norm, width);
     call.norm_eps = norm_eps;
@@ -146,10 +151,16 @@ class PyExecutor {
   }
 
   void add_select_rows(nb::object output, nb::object input, int64_t width) {
-    executor_.add_call(element_wise(Call::Kind::kSelectRows, output, input, nb::none(), width));
+    Call call = element_wise(Call::Kind::kSelectRows, output, input, nb::none(), width);
+    if (call.output.arena != Operand::Arena::kSelected || call.inputs[0].arena != Operand::Arena::kAll)
+      throw nb::value_error("rows are selected from the arena of all rows into the other one");
+    executor_.add_call(std::move(call));
   }
 
-  void finish(nb::object logits) { executor_.finish(operand(logits, executor_.config().vocab_size)); }
+  void finish(nb::object logits) {
+    executor_.finish(operand(logits, executor_.config().vocab_size));
+    is_finished_ = true;
+  }
 
   // Logits [selected rows][vocab_size] as a view that the next step overwrites.
   nb::object forward(const Ints& token_ids, const Ints& positions, const Ints& row_sequence,
@@ -160,6 +171,7 @@ class PyExecutor {
                       logits_rows.data(),  static_cast<int64_t>(logits_rows.shape(0))};
     if (positions.shape(0) != token_ids.shape(0) || row_sequence.shape(0) != token_ids.shape(0))
       throw nb::value_error("token_ids, positions and row_sequence have different lengths");
+    if (!is_finished_) throw nb::value_error("an executor runs after it is finished");
     check_batch(batch, static_cast<int64_t>(block_tables.shape(0)));
     const float* logits;
     {
@@ -181,6 +193,7 @@ class PyExecutor {
  private:
   // (arena, offset, column, stride) of a value that is `width` columns wide, checked against the arenas.
   Operand operand(nb::handle given, int64_t width) const {
+    if (is_finished_) throw nb::value_error("the executor is finished and takes no more calls");
     const nb::tuple parts = nb::cast<nb::tuple>(given);
     Operand operand;
     const int arena = nb::cast<int>(parts[0]);
@@ -189,8 +202,8 @@ class PyExecutor {
     operand.column = nb::cast<int64_t>(parts[2]);
     operand.stride = nb::cast<int64_t>(parts[3]);
     const int64_t floats = arena == 0 ? executor_.config().all_floats : executor_.config().selected_floats;
-    if (arena < 0 || arena > 1 || operand.offset < 0 || operand.column < 0 || width > operand.stride - operand.column ||
-        operand.stride > floats - operand.offset)
+    if (arena < 0 || arena > 1 || operand.offset < 0 || operand.column < 0 || operand.stride < 0 || width < 1 ||
+        width > operand.stride - operand.column || operand.stride > floats - operand.offset)
       throw nb::value_error("an operand does not lie within its arena");
     return operand;
   }
@@ -242,6 +255,7 @@ class PyExecutor {
   }
 
   Executor executor_;
+  bool is_finished_ = false;
   std::vector<PackedWeight> weights_;
   std::vector<const float*> vectors_;
   std::vector<int64_t> vector_sizes_;

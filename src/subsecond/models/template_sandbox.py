@@ -26,7 +26,8 @@ from jinja2.visitor import NodeTransformer
 from subsecond.core.errors import InputError, UnsupportedError
 from subsecond.models.template_meter import ITEM_WORK, LimitError, Meter, TemplateLimits, added, multiplied, raised
 
-MAX_TREE_NODES = 20_000
+MAX_TREE_NODES = 12_000
+MAX_TAGS = 4_000  # of the source: counted before it is parsed, which takes a kilobyte for each
 MAX_TIME_FORMAT_CHARS = 256
 MAX_INDENT = 64
 MAX_ROUND_DIGITS = 64
@@ -124,6 +125,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self._callables = frozenset(map(id, self.globals.values()))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if source.count("{{") + source.count("{%") > MAX_TAGS:
+            raise UnsupportedError(f"the chat template has more than {MAX_TAGS} tags, the most that are allowed")
         tree = super()._parse(source, name, filename)
         # compiling costs far more than parsing, so large trees stop here
         num_nodes = sum(1 for _ in tree.find_all(nodes.Node))
