@@ -41,13 +41,11 @@ std::vector<uint8_t> random_blocks(Format format, int64_t num_outputs, int64_t n
     const auto plain_bits = static_cast<uint16_t>(plain + numbers.byte());
     if (format == Format::kF32)
       std::memcpy(block, &value, 4);
-    else if (info.block_elements == 1)
+    else if (info.is_plain())
       std::memcpy(block, &plain_bits, 2);
-    else if (format == Format::kQ6_K)
-      std::memcpy(block + 208, &kSmallHalf, 2);
     else
-      std::memcpy(block, &kSmallHalf, 2);
-    if (format == Format::kQ4_1 || format == Format::kQ4_K) std::memcpy(block + 2, &kSmallHalf, 2);
+      std::memcpy(block + info.stored_d, &kSmallHalf, 2);
+    if (info.has_minimum()) std::memcpy(block + info.stored_d + 2, &kSmallHalf, 2);
   }
   return bytes;
 }

@@ -24,6 +24,26 @@ from tests.unit.tiny_decoder import tiny_shapes
 
 NUM_BLOCKS = 40
 MAX_ROWS = 600
+LAYER_FORMATS = (
+    {
+        "attn_q": "Q4_1",
+        "attn_k": "Q8_0",
+        "attn_v": "Q5_0",
+        "attn_output": "Q4_0",
+        "ffn_gate": "Q4_K",
+        "ffn_up": "Q4_K",
+        "ffn_down": "Q6_K",
+    },
+    {
+        "attn_q": "Q5_1",
+        "attn_k": "IQ4_NL",
+        "attn_v": "Q2_K",
+        "attn_output": "IQ4_NL",
+        "ffn_gate": "Q3_K",
+        "ffn_up": "IQ4_XS",
+        "ffn_down": "Q5_K",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +82,6 @@ def stored_model(family: str) -> StoredModel:
         rope_dims=32 if family == "llama" else 48,
     )
     rng = np.random.default_rng(3)
-    formats = {
-        "attn_q": "Q4_1",
-        "attn_k": "Q8_0",
-        "attn_v": "Q5_0",
-        "ffn_gate": "Q4_K",
-        "ffn_up": "Q4_K",
-        "ffn_down": "Q6_K",
-    }
     shapes = tiny_shapes(config, is_tied=family == "llama")
     matrices, vectors, decoded = {}, {}, {}
     for name, shape in shapes.items():
@@ -78,7 +90,8 @@ def stored_model(family: str) -> StoredModel:
             vectors[name] = rng.uniform(0.05, 0.15, shape).astype(np.float32)
             decoded[name] = torch.from_numpy(vectors[name])
             continue
-        kind = next((f for part, f in formats.items() if part in name), "Q4_0" if "attn_output" in name else "F16")
+        formats = LAYER_FORMATS["blk.1." in name]
+        kind = next((f for part, f in formats.items() if part in name), "F16")
         if shape[1] % 32:
             kind = "BF16"
         num_outputs, num_inputs = shape
