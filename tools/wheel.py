@@ -65,9 +65,11 @@ def build(architecture: str, output: Path) -> Path:
         (built,) = Path(folder).glob("*.whl")
         policy = f"manylinux_{GLIBC.replace('.', '_')}_{architecture}"
         audited = Path(folder) / "audited"
-        audit = [sys.executable, "-m", "auditwheel", "repair", "--plat", policy, "-w", str(audited), str(built)]
+        audit = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "-w", str(audited), str(built)]
         subprocess.run(audit, check=True, env=environment, capture_output=True)
         (wheel,) = audited.glob("*.whl")
+        if policy not in wheel.name:
+            raise SystemExit(f"{wheel.name} asks for a newer system than {policy}; auditwheel show says why")
         return wheel.replace(output / wheel.name)
 
 

@@ -60,6 +60,8 @@ def load(
     if backend not in ("native", "torch"):
         raise InputError(f"backend={backend!r} is not allowed; give 'native' or 'torch'")
     checkpoint = open_checkpoint(resolve(os.fspath(model)))
+    if checkpoint.config.pooling is not None:
+        raise InputError(f"{checkpoint.config.name} is an embedding model; use subsecond.load_embedder")
     # reading weights leaves the interpreter free, so what prompts need is made ready meanwhile
     with ThreadPoolExecutor(1, "subsecond-load") as pool:
         text_side = pool.submit(_load_text_side, checkpoint)
