@@ -50,6 +50,12 @@ std::vector<std::string> isas() {
   return names;
 }
 
+nb::dict missing_features() {
+  nb::dict d;
+  for (const IsaSupport& support : isa_support()) d[support.isa] = nb::cast(support.missing);
+  return d;
+}
+
 nb::list run_self_test(const std::string& isa) {
   const Kernels* kernels = find_kernels(isa);
   if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
@@ -129,6 +135,8 @@ NB_MODULE(_native, module) {
   module.def("cpu_features", &features, nb::sig("def cpu_features() -> dict[str, bool]"),
              "Instruction sets that processor and operating system allow.");
   module.def("available_isas", &isas, "Instruction sets with kernels that run here, best first.");
+  module.def("missing_features", &missing_features, nb::sig("def missing_features() -> dict[str, list[str]]"),
+             "What each instruction set of this build, best first, needs and does not find here.");
   module.def("self_test", &run_self_test, nb::arg("isa"),
              nb::sig("def self_test(isa: str) -> list[tuple[str, float, float, bool]]"),
              "Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).");

@@ -25,6 +25,7 @@ class Numbers {
   uint64_t state_ = 42;
 };
 
+constexpr uint64_t kDigestStart = 14695981039346656037ull;
 constexpr uint16_t kSmallHalf = 0x2c00;  // 1/16 as fp16
 
 // Stored blocks with random codes and sane scales: every fp16 field is 1/16, every value field finite.
@@ -59,6 +60,15 @@ double relative_error(const std::vector<float>& expected, const std::vector<floa
   return largest > 0.0 ? error / largest : INFINITY;
 }
 
+// FNV-1a over the bits of the values.
+void add_to_digest(uint64_t& digest, const std::vector<float>& values) {
+  for (const float value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    digest = (digest ^ bits) * 1099511628211ull;
+  }
+}
+
 std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input,
                               int64_t num_rows) {
   std::vector<uint8_t> packed(static_cast<size_t>(kernels.activation_bytes(num_rows, weight.num_inputs)) + 64);
@@ -85,14 +95,16 @@ void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestR
     pack_weight(format, num_outputs, num_inputs, stored.data(), packed.data());
     const PackedWeight weight{format, num_outputs, num_inputs, packed.data()};
     double error = 0.0;
+    uint64_t digest = kDigestStart;
     // One row, two row tiles, and for one format enough rows for panels to be unpacked in full.
     for (const int64_t num_rows : {1, 20, 33}) {
       if (num_rows == 33 && format != Format::kQ4_1) continue;
       const std::vector<float> input = numbers.take(num_rows * num_inputs);
-      error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows),
-                                             run_linear(kernels, weight, input, num_rows)));
+      const std::vector<float> output = run_linear(kernels, weight, input, num_rows);
+      error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows), output));
+      add_to_digest(digest, output);
     }
-    results.push_back({std::string("linear_") + format_info(format).name, error, tolerance});
+    results.push_back({std::string("linear_") + format_info(format).name, error, tolerance, digest});
   }
 }
 
@@ -135,9 +147,11 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   const Numbers numbers;
-  results.push_back({"attention",
-                     relative_error(run_attention(scalar::kernels(), 34, numbers), run_attention(kernels, 34, numbers)),
-                     tolerance});
+  const std::vector<float> output = run_attention(kernels, 34, numbers);
+  uint64_t digest = kDigestStart;
+  add_to_digest(digest, output);
+  const double error = relative_error(run_attention(scalar::kernels(), 34, numbers), output);
+  results.push_back({"attention", error, tolerance, digest});
   return results;
 }
 

@@ -355,7 +355,7 @@ def test_pull_shows_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_doctor_reports_machine_store_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert code == (0 if "error" not in report["native"] else 1)
+    assert code == (0 if report["native"]["error"] is None else 1)
     assert report["machine"]["num_usable_cores"] >= 1
     assert set(report["extras"]) == {"compress", "hub", "cluster"}
     assert report["store"]["num_models"] == 0
@@ -364,6 +364,41 @@ def test_doctor_reports_machine_store_and_what_is_missing(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert report["machine"]["processor_name"] in text
     assert "huge pages" in text
+
+
+def test_doctor_says_of_each_instruction_set_whether_it_runs_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBSECOND_ISA", "scalar")
+    assert cli.main(["doctor", "--json"]) == 0
+    native = json.loads(capsys.readouterr().out)["native"]
+    assert (native["chosen"], native["forced_by"], native["arithmetic"]) == ("scalar", "SUBSECOND_ISA", "f32")
+    by_isa = {isa["isa"]: isa for isa in native["instruction_sets"]}
+    assert by_isa["scalar"] == {
+        "isa": "scalar",
+        "can_run": True,
+        "is_chosen": True,
+        "missing": [],
+        "self_test": "passed",
+        "reason": "SUBSECOND_ISA=scalar asks for it",
+    }
+    for isa in by_isa.values():
+        assert isa["can_run"] == (not isa["missing"]) == (isa["self_test"] == "passed")
+        assert isa["is_chosen"] == (isa["isa"] == "scalar")
+    cli.main(["doctor"])
+    assert "kernels scalar" in capsys.readouterr().out
+
+
+def test_doctor_reports_although_the_instruction_set_asked_for_cannot_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBSECOND_ISA", "sve9")
+    assert cli.main(["doctor", "--json"]) == 1
+    native = json.loads(capsys.readouterr().out)["native"]
+    assert native["chosen"] is None and "sve9" in native["error"] and "scalar" in native["error"]
+    assert [isa["isa"] for isa in native["instruction_sets"]][-1] == "scalar"
+    cli.main(["doctor"])
+    assert "SUBSECOND_ISA=sve9" in capsys.readouterr().out
 
 
 def in_new_process(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
