@@ -41,7 +41,7 @@ def _report() -> dict[str, Any]:
     from subsecond.models import store
 
     machine = hardware.probe()
-    stored = store.list_models()
+    stored = store.own_models()
     extras = {
         extra: {"is_installed": importlib.util.find_spec(module) is not None, "purpose": purpose}
         for extra, (module, purpose) in EXTRAS.items()
