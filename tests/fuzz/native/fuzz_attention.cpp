@@ -1,0 +1,96 @@
+// Attention over blocks and the element-wise kernels of every instruction set, at odd sizes and with odd numbers.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "cpu_features.h"
+#include "stream.h"
+
+namespace subsecond::fuzz {
+namespace {
+
+struct Shape {
+  int64_t head_dim, num_kv_heads, group, position, num_rows, rotary_dims;
+  bool is_interleaved;
+  int64_t num_heads() const { return num_kv_heads * group; }
+};
+
+void attend(const Kernels& kernels, const Shape& shape, Stream stream) {
+  const int64_t num_positions = shape.position + shape.num_rows;
+  const int64_t num_blocks = (num_positions + kBlockTokens - 1) / kBlockTokens;
+  std::vector<int32_t> blocks(static_cast<size_t>(num_blocks));
+  std::iota(blocks.begin(), blocks.end(), 0);
+  std::reverse(blocks.begin(), blocks.end());
+  const int64_t query_width = shape.num_heads() * shape.head_dim, kv_width = shape.num_kv_heads * shape.head_dim;
+  Bytes cache(num_blocks * shape.num_kv_heads * kernels.head_bytes(shape.head_dim), 0);
+  Bytes scratch(kernels.scratch_bytes(32, shape.head_dim));
+  std::vector<float> cos_sin = stream.numbers(num_positions * shape.rotary_dims);
+  AttentionArgs args{};
+  args.cache = {cache.data(), kernels.head_bytes(shape.head_dim)};
+  args.rotary = {cos_sin.data(), shape.rotary_dims, shape.is_interleaved};
+  args.num_heads = shape.num_heads();
+  args.num_kv_heads = shape.num_kv_heads;
+  args.head_dim = shape.head_dim;
+  args.scale = 0.25f;
+  // All positions are stored, in steps of as many rows as come at once; the last step also attends.
+  for (int64_t first = 0; first < num_positions;) {
+    const int64_t end = first < shape.position ? std::min(first + shape.num_rows, shape.position) : num_positions;
+    const int64_t rows = end - first;
+    std::vector<float> query = stream.numbers(rows * query_width), key = stream.numbers(rows * kv_width),
+                       value = stream.numbers(rows * kv_width), output(query.size());
+    args.query = {query.data(), query_width};
+    args.key = {key.data(), kv_width};
+    args.value = {value.data(), kv_width};
+    args.output = {output.data(), query_width};
+    const Span span{0, rows, first, blocks.data()};
+    const int64_t step = kernels.attend_rows(shape.group);
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+      for (int64_t row = 0; row < rows;) {
+        const int64_t stop = std::min(rows, row + kBlockTokens - (first + row) % kBlockTokens);
+        kernels.store_kv(args, span, row, stop, head, scratch.data());
+        row = stop;
+      }
+      for (int64_t stop = rows; end == num_positions && stop > 0; stop -= step)
+        kernels.attend(args, span, std::max<int64_t>(0, stop - step), stop, head, scratch.data());
+    }
+    first = end;
+  }
+}
+
+void run_element_wise(const Kernels& kernels, const Shape& shape, Stream stream) {
+  const int64_t rows = shape.num_rows, width = shape.num_heads() * shape.head_dim;
+  std::vector<float> left = stream.numbers(rows * width), right = stream.numbers(rows * width), output(left.size()),
+                     weight = stream.numbers(width), cos_sin = stream.numbers((rows + 1) * shape.rotary_dims);
+  std::vector<int32_t> positions(static_cast<size_t>(rows));
+  std::iota(positions.begin(), positions.end(), 0);
+  const Matrix a{left.data(), width}, b{right.data(), width}, out{output.data(), width};
+  kernels.rms_norm(a, out, width, weight.data(), 1e-6f, 0, rows);
+  kernels.add(a, b, out, width, 0, rows);
+  kernels.gated_silu(a, b, out, width, 0, rows);
+  kernels.rope(a, out, {cos_sin.data(), shape.rotary_dims, shape.is_interleaved}, shape.head_dim, shape.num_heads(),
+               positions.data(), 0, rows);
+}
+
+void run(Stream stream) {
+  Shape shape{};
+  shape.head_dim = 2 * stream.between(1, stream.flag() ? 16 : 66);
+  shape.num_kv_heads = stream.between(1, 3);
+  shape.group = stream.between(1, 9);
+  shape.position = stream.between(0, stream.flag() ? 3 : 100);
+  shape.num_rows = stream.between(1, 40);
+  shape.rotary_dims = 2 * stream.between(0, shape.head_dim / 2);
+  shape.is_interleaved = stream.flag();
+  stream.start_numbers();
+  for (const Kernels* kernels : available_kernels()) {
+    attend(*kernels, shape, stream);
+    run_element_wise(*kernels, shape, stream);
+  }
+}
+
+}  // namespace
+}  // namespace subsecond::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  subsecond::fuzz::run(subsecond::fuzz::Stream(data, size));
+  return 0;
+}

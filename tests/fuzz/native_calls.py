@@ -1,0 +1,172 @@
+"""Calls of the native extension with arguments taken from bytes: what its own checks let through must not harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subsecond import _native
+from tests.fuzz.binary_parts import mutate_bytes
+
+VOCAB_SIZE, WIDTH, HEAD_DIM, NUM_BLOCKS, MAX_ROWS = 40, 32, 8, 3, 4
+ARENA_FLOATS = 4 * WIDTH
+_HOSTILE = (-1, 0, 1, 2, 31, 32, 33, 64, 128, 1025, 2**20, 2**31 - 1, -(2**31), 2**62, -(2**63), 2**63 - 1)
+_ODD_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan, 1e-5, 0.7, 50.0)
+
+
+def random_calls(rng: Random) -> bytes:
+    """Bytes that `Stream` turns into arguments; zeros are the harmless choice, so most of them are."""
+    data = bytes(rng.randrange(256) if rng.random() < rng.choice((0.02, 0.1, 0.5)) else 0 for _ in range(160))
+    return mutate_bytes(data, rng)
+
+
+class Stream:
+    """Takes choices from bytes, zeros after their end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._place = 0
+
+    def byte(self) -> int:
+        """The next byte."""
+        self._place += 1
+        return self._data[self._place - 1] if self._place <= len(self._data) else 0
+
+    def size(self, harmless: int) -> int:
+        """Mostly `harmless`, else a number near it or near a limit."""
+        draw = self.byte()
+        if draw < 192:
+            return harmless
+        return harmless + draw - 224 if draw < 230 else _HOSTILE[self.byte() % len(_HOSTILE)]
+
+    def ints(self, harmless: list[int]) -> NDArray[np.int32]:
+        """An array that is mostly `harmless`, also in its length."""
+        values = [np.int64(self.size(value)).astype(np.int32) for value in harmless]
+        draw = self.byte()
+        return np.array(values if draw < 240 else values[: draw - 242], np.int32)
+
+    def floats(self, count: int, harmless: float | None = None) -> NDArray[np.float32]:
+        """Odd values, or mostly `harmless` where it is given."""
+        values = []
+        for _ in range(count):
+            draw = self.byte()
+            values.append(_ODD_FLOATS[draw % len(_ODD_FLOATS)] if harmless is None or draw > 220 else harmless)
+        return np.array(values, np.float32)
+
+
+def run_executor(folder: Path) -> None:
+    """Build an executor of every operator and run a step."""
+    stream = Stream((folder / "calls.bin").read_bytes())
+    isas = _native.available_isas()
+    executor = _native.Executor(
+        isa=isas[stream.byte() % len(isas)],
+        num_threads=1 + stream.byte() % 2,
+        max_rows=min(stream.size(MAX_ROWS), 4096),  # the product's own setting, never a file's
+        vocab_size=stream.size(VOCAB_SIZE),
+        all_floats=min(stream.size(ARENA_FLOATS), 2**20),
+        selected_floats=min(stream.size(ARENA_FLOATS), 2**20),
+        num_layers=stream.size(1),
+        num_blocks=min(stream.size(NUM_BLOCKS), 2**10),
+        num_kv_heads=min(stream.size(2), 2**10),
+        head_dim=stream.size(HEAD_DIM),
+    )
+    _add_calls(executor, stream)
+    executor.finish(_operand(stream, 1, 0))
+    num_rows = MAX_ROWS - stream.byte() % MAX_ROWS
+    token_ids, positions = stream.ints([3] * num_rows), stream.ints(list(range(num_rows)))
+    tables = np.array([stream.ints([index % NUM_BLOCKS])[:1] for index in range(2)], np.int32).reshape(2, -1)
+    executor.forward(token_ids, positions, stream.ints([0] * num_rows), tables, stream.ints([num_rows - 1]))
+
+
+def _operand(stream: Stream, arena: int, slot: int) -> tuple[int, int, int, int]:
+    return stream.size(arena), stream.size(slot * WIDTH), stream.size(0), stream.size(2 * WIDTH)
+
+
+def _add_calls(executor: Any, stream: Stream) -> None:
+    formats = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")
+    name = formats[stream.byte() % len(formats)]
+    shape = (stream.size(VOCAB_SIZE), stream.size(WIDTH))
+    num_bytes = _native.packed_size(name, *shape)
+    if num_bytes > 2**24:
+        raise MemoryError
+    packed = np.full(num_bytes, stream.byte(), np.uint8)
+    head = executor.add_weight(name, *shape, packed)
+    vector = executor.add_vector(np.full(max(0, min(stream.size(WIDTH), 2**16)), 0.5, np.float32))
+    rotary = executor.add_rotary(
+        stream.floats(max(0, min(stream.size(HEAD_DIM // 2), 600)), 0.5).tolist(), bool(vector)
+    )
+    executor.add_embed(_operand(stream, 0, 0), stream.size(head))
+    calls: tuple[Callable[[], None], ...] = (
+        lambda: executor.add_rms_norm(
+            _operand(stream, 0, 0), _operand(stream, 0, 0), stream.size(WIDTH), stream.size(vector), 1e-5
+        ),
+        lambda: executor.add_rope(
+            _operand(stream, 0, 0),
+            _operand(stream, 0, 0),
+            stream.size(WIDTH),
+            stream.size(HEAD_DIM),
+            stream.size(rotary),
+        ),
+        lambda: executor.add_attention(
+            _operand(stream, 0, 0),
+            _operand(stream, 0, 0),
+            _operand(stream, 0, 0),
+            _operand(stream, 0, 1),
+            stream.size(0),
+            stream.size(4),
+            stream.size(2),
+            stream.size(HEAD_DIM),
+            0.3,
+            stream.size(rotary),
+        ),
+        lambda: executor.add_gated_silu(
+            _operand(stream, 0, 0), _operand(stream, 0, 0), _operand(stream, 0, 1), stream.size(WIDTH)
+        ),
+        lambda: executor.add_add(
+            _operand(stream, 0, 0), _operand(stream, 0, 0), _operand(stream, 0, 1), stream.size(WIDTH)
+        ),
+    )
+    for _ in range(stream.byte() % 4 + 1):
+        calls[stream.byte() % len(calls)]()
+    executor.add_select_rows(_operand(stream, 1, 1), _operand(stream, 0, 0), stream.size(WIDTH))
+    residual = _operand(stream, 1, 0) if stream.byte() > 200 else None
+    executor.add_linear(
+        _operand(stream, 1, 0), _operand(stream, 1, 1), [head], [-1], -1, 1e-5, stream.byte() > 230, residual
+    )
+
+
+def run_sampler(folder: Path) -> None:
+    """Draw from arbitrary logits with arbitrary parameters."""
+    stream = Stream((folder / "calls.bin").read_bytes())
+    rows, vocab_size = 1 + stream.byte() % 3, 1 + stream.byte() * 3
+    logits = np.resize(stream.floats(1 + stream.byte() % 40), (rows, vocab_size))
+    num_ids = stream.byte() % 5
+    offsets = [num_ids * row // rows for row in range(rows + 1)]
+    ids = [index * 7 % vocab_size for index in range(num_ids)]
+    result = _native.sample(
+        logits,
+        stream.floats(rows, 0.8),
+        stream.ints([0] * rows),
+        stream.floats(rows, 1.0),
+        stream.floats(rows, 0.0),
+        stream.floats(rows, 1.0),
+        stream.floats(rows, 0.0),
+        stream.floats(rows, 0.0),
+        np.arange(rows, dtype=np.uint64),
+        stream.ints([0] * rows),
+        stream.ints([7] * rows),
+        stream.ints(offsets),
+        stream.ints(ids),
+        stream.floats(num_ids),
+        stream.ints(offsets),
+        stream.ints(ids),
+        stream.ints([1] * num_ids),
+        min(stream.size(stream.byte() % 4), 2**20),
+    )
+    token_ids = result[0]
+    assert ((token_ids >= 0) & (token_ids < vocab_size)).all(), "a token outside of the vocabulary was drawn"
