@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from subsecond.core.errors import FormatError
 from subsecond.graph.graph import Graph
 from subsecond.graph.ops import (
+    Activate,
+    Activation,
     Add,
     Attention,
     Embed,
     GatedActivation,
     Linear,
+    MixtureOfExperts,
     Norm,
+    Normalize,
     Op,
-    RmsNorm,
     Rope,
     Rotary,
     Rows,
+    Scale,
     SelectRows,
+    Softcap,
+    Split,
     Value,
 )
 
@@ -41,53 +48,78 @@ class GraphBuilder:
         """Whether the file has a weight of this name."""
         return weight in self._shapes
 
-    def embed(self, output: str, weight: str, vocab_size: int, width: int) -> str:
-        """Rows of the embedding table; weight [vocab_size, width]."""
-        self._weight(weight, (vocab_size, width))
-        return self._emit(Embed(output, weight), width)
+    def width(self, value: str) -> int:
+        """Width of a value that was written before."""
+        return self._values[value].width
+
+    def embed(
+        self,
+        output: str,
+        weight: str,
+        num_rows: int,
+        width: int,
+        index: Literal["token", "position", "first"] = "token",
+    ) -> str:
+        """Rows of a table; weight [num_rows, width]."""
+        self._weight(weight, (num_rows, width))
+        return self._emit(Embed(output, weight, index), width)
 
     def linear(self, output: str, source: str, weight: str, width: int, *, bias: str | None = None) -> str:
         """source @ weight.T (+ bias); weight [width, width of source]."""
-        self._weight(weight, (width, self._values[source].width))
+        self._weight(weight, (width, self.width(source)))
         if bias is not None:
             self._weight(bias, (width,))
         return self._emit(Linear(output, source, (weight,), (bias,)), width, self._values[source].rows)
 
-    def rms_norm(self, output: str, source: str, weight: str, eps: float) -> str:
-        """RMS norm with a scale per channel; weight [width of source]."""
-        width = self._values[source].width
-        self._weight(weight, (width,))
-        return self._emit(RmsNorm(output, source, Norm(weight, eps)), width, self._values[source].rows)
+    def normalize(self, output: str, source: str, norm: Norm, group_width: int | None = None) -> str:
+        """A norm of the whole row, or of each group of `group_width` channels; weight and bias have that width."""
+        width = group_width or self.width(source)
+        self._weight(norm.weight, (width,))
+        if norm.bias is not None:
+            self._weight(norm.bias, (width,))
+        return self._emit(Normalize(output, source, norm, group_width), self.width(source), self._values[source].rows)
 
     def rope(self, output: str, source: str, head_dim: int, rotary: Rotary) -> str:
         """Rotate heads by position."""
         if rotary.frequency_factors:
             self._weight(rotary.frequency_factors, (rotary.dims // 2,))
-        return self._emit(Rope(output, source, head_dim, rotary), self._values[source].width)
+        return self._emit(Rope(output, source, head_dim, rotary), self.width(source))
 
-    def attention(
-        self,
-        output: str,
-        query: str,
-        key: str,
-        value: str,
-        *,
-        layer: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-    ) -> str:
-        """Grouped causal attention with scale head_dim ** -0.5."""
-        op = Attention(output, query, key, value, layer, num_heads, num_kv_heads, head_dim, head_dim**-0.5)
-        return self._emit(op, num_heads * head_dim)
+    def attention(self, op: Attention) -> str:
+        """Grouped attention over the sequence."""
+        return self._emit(op, op.num_heads * op.head_dim)
 
-    def gated_activation(self, output: str, gate: str, up: str, activation: str) -> str:
+    def gated_activation(self, output: str, gate: str, up: str, activation: Activation) -> str:
         """activation(gate) * up."""
-        return self._emit(GatedActivation(output, gate, up, activation), self._values[gate].width)
+        return self._emit(GatedActivation(output, gate, up, activation), self.width(gate))
+
+    def activate(self, output: str, source: str, activation: Activation) -> str:
+        """activation(source)."""
+        return self._emit(Activate(output, source, activation), self.width(source))
+
+    def mixture_of_experts(self, op: MixtureOfExperts, num_experts: int, ff_width: int) -> str:
+        """A weighted sum of `num_chosen` feed-forward parts a row."""
+        width = self.width(op.input)
+        self._weight(op.gate, (num_experts, ff_width, width))
+        self._weight(op.up, (num_experts, ff_width, width))
+        self._weight(op.down, (num_experts, width, ff_width))
+        return self._emit(op, width)
 
     def add(self, output: str, left: str, right: str) -> str:
         """left + right."""
-        return self._emit(Add(output, left, right), self._values[left].width)
+        return self._emit(Add(output, left, right), self.width(left))
+
+    def scale(self, output: str, source: str, factor: float) -> str:
+        """source * factor."""
+        return self._emit(Scale(output, source, factor), self.width(source), self._values[source].rows)
+
+    def softcap(self, output: str, source: str, cap: float) -> str:
+        """cap * tanh(source / cap)."""
+        return self._emit(Softcap(output, source, cap), self.width(source), self._values[source].rows)
+
+    def split(self, output: str, source: str, start: int, end: int) -> str:
+        """Columns [start, end) of source."""
+        return self._emit(Split(output, source, start, end), end - start, self._values[source].rows)
 
     def select_rows(self, output: str, source: str) -> str:
         """Keep the rows whose logits were asked for."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from subsecond.graph.graph import Graph
 from subsecond.graph.ops import (
+    Activate,
     Add,
     Attention,
     Embed,
     GatedActivation,
     Linear,
+    MixtureOfExperts,
     Norm,
+    Normalize,
     Op,
-    RmsNorm,
     Rope,
     Rotary,
+    Scale,
+    Softcap,
     Split,
     inputs_of,
     weights_of,
@@ -64,13 +69,16 @@ def flops_per_row(op: Op, graph: Graph) -> int:
             return sum(2 * graph.weights[w][0] * graph.weights[w][1] for w in op.weights) + (
                 num_norm + num_epilogue + num_bias
             )
-        case RmsNorm() | GatedActivation():
+        case Normalize() | GatedActivation() | Activate() | Softcap():
             return 4 * width
+        case MixtureOfExperts():
+            _, ff_width, _ = graph.weights[op.gate]
+            return op.num_chosen * (6 * ff_width * width + 4 * ff_width + 2 * width)
         case Rope():
             return 3 * (width // op.head_dim) * op.rotary.dims
         case Attention() if op.rotary:
             return 3 * (op.num_heads + op.num_kv_heads) * op.rotary.dims
-        case Add():
+        case Add() | Scale():
             return width
         case _:
             return 0
@@ -98,15 +106,23 @@ def _details(op: Op) -> str:
                 "residual" if op.residual else "",
             )
             return ", ".join(part for part in parts if part)
-        case RmsNorm():
-            return f"eps {op.norm.eps:g}"
+        case Normalize():
+            groups = f", groups of {op.group_width}" if op.group_width else ""
+            return f"{op.norm.kind} eps {op.norm.eps:g}{groups}"
         case Rope():
             return _rotary(op.rotary)
         case Attention():
-            heads = f"layer {op.layer}, {op.num_heads}/{op.num_kv_heads} heads of {op.head_dim}"
-            return f"{heads}, {_rotary(op.rotary)}" if op.rotary else heads
-        case GatedActivation():
+            return _attention(op)
+        case GatedActivation() | Activate():
             return op.activation
+        case MixtureOfExperts():
+            return f"{op.num_chosen} experts a row, {op.activation}"
+        case Embed() if op.index != "token":
+            return f"by {op.index}"
+        case Scale():
+            return f"by {op.factor:g}"
+        case Softcap():
+            return f"at {op.cap:g}"
         case Split():
             return f"[{op.start}:{op.end}]"
         case _:
@@ -117,8 +133,20 @@ def _norm(norm: Norm) -> str:
     return f"norm eps {norm.eps:g}"
 
 
+def _attention(op: Attention) -> str:
+    parts = (
+        f"layer {op.layer}, {op.num_heads}/{op.num_kv_heads} heads of {op.head_dim}",
+        _rotary(op.rotary) if op.rotary else "",
+        f"window {op.window}" if op.window else "",
+        f"softcap {op.softcap:g}" if op.softcap else "",
+        "" if op.is_causal else "both directions",
+    )
+    return ", ".join(part for part in parts if part)
+
+
 def _rotary(rotary: Rotary) -> str:
-    return f"rope {rotary.pairing} {rotary.dims} theta {rotary.theta:g}"
+    slowest = 2 * math.pi / rotary.frequencies[-1]
+    return f"rope {rotary.pairing} {rotary.dims}, wavelengths up to {slowest:.4g}"
 
 
 def _weights_text(op: Op, graph: Graph, types: Mapping[str, tuple[str, int]]) -> str:

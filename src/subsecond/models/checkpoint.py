@@ -14,8 +14,9 @@ from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.formats.artifact import Artifact, ArtifactWriter, is_artifact
 from subsecond.formats.artifact_manifest import SourceFile
 from subsecond.graph.graph import Graph
-from subsecond.models.config import ModelConfig, config_from_gguf
-from subsecond.models.families.registry import build_graph, family_builder
+from subsecond.models.config import ModelConfig
+from subsecond.models.config_gguf import config_from_gguf
+from subsecond.models.families.registry import build_graph, find_family
 
 if TYPE_CHECKING:
     # Imported where they are used: a start from an artifact needs neither the GGUF reader nor the template engine.
@@ -158,9 +159,6 @@ class _GgufContent:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = _open_gguf(path)
-        architecture = self._file.metadata.get("general.architecture")
-        if isinstance(architecture, str):
-            family_builder(architecture)  # an unknown family is refused before its other fields are missed
         self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in self._file.tensors.items()}
         self.config = config_from_gguf(self._file.metadata, self.shapes)
 
@@ -193,7 +191,7 @@ class _ArtifactContent:
         self._source_path = source_path
         self.shapes = artifact.manifest.shapes
         self.config = ModelConfig.from_json(artifact.manifest.model)
-        family_builder(self.config.family)
+        find_family(self.config.family)
 
     @property
     def chat_template_source(self) -> str | None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from subsecond.graph.graph import Graph
-from subsecond.graph.ops import Linear, Op, RmsNorm
+from subsecond.graph.ops import Linear, Normalize, Op
 
 
 def fuse_norms(graph: Graph) -> Graph:
-    """RmsNorm whose every reader is a Linear without a norm becomes `Linear.norm` of those readers."""
+    """An RMS norm of whole rows that only linears without a norm read becomes `Linear.norm` of those readers."""
     readers = graph.readers()
     folded = {
         op.output: op
         for op in graph.ops
-        if isinstance(op, RmsNorm)
+        if isinstance(op, Normalize)
+        and op.norm.kind == "rms"
+        and op.group_width is None
         and op.output != graph.output
         and readers[op.output]
         and all(_can_take(graph.ops[index], op.output) for index in readers[op.output])

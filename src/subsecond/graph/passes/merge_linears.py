@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from subsecond.graph.graph import Graph
-from subsecond.graph.ops import Attention, GatedActivation, Linear, Op, Rope, Split, Value
+from subsecond.graph.ops import Attention, GatedActivation, Linear, Normalize, Op, Rope, Split, Value
 
 
 def merge_linears(graph: Graph) -> Graph:
@@ -30,17 +30,20 @@ def merge_linears(graph: Graph) -> Graph:
 
 
 def _candidates(graph: Graph, producers: Mapping[str, Op]) -> Iterator[tuple[str, ...]]:
-    """Values that one attention or one gated activation reads, looked at through Rope."""
+    """Values that one attention or one gated activation reads, looked at through Rope and norms of heads."""
     for op in graph.ops:
         if isinstance(op, Attention):
-            yield tuple(_before_rope(name, producers) for name in (op.query, op.key, op.value))
+            yield tuple(_linear_of(name, producers) for name in (op.query, op.key, op.value))
         elif isinstance(op, GatedActivation):
             yield op.gate, op.up
 
 
-def _before_rope(name: str, producers: Mapping[str, Op]) -> str:
+def _linear_of(name: str, producers: Mapping[str, Op]) -> str:
     op = producers[name]
-    return op.input if isinstance(op, Rope) else name
+    while isinstance(op, Rope | Normalize):
+        name = op.input
+        op = producers[name]
+    return name
 
 
 def _can_merge(ops: list[Op]) -> bool:

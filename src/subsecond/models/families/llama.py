@@ -1,14 +1,21 @@
-"""Llama and the many models that share its form; its GGUF files order the channels of query and key heads in pairs."""
+"""Llama and the many models that share its form, with or without experts: Mistral, Mixtral, TinyLlama, SmolLM2, Yi."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from subsecond.models.families.family import Family, Form, window_in_all_layers
 
-from subsecond.graph.graph import Graph
-from subsecond.models.config import ModelConfig
-from subsecond.models.families.decoder import build_decoder
-
-
-def build(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    """The unfused graph (Touvron et al. 2023, arXiv 2302.13971)."""
-    return build_decoder(config, shapes, pairing="interleaved", has_qkv_bias=False)
+# Touvron et al. 2023, arXiv 2302.13971; Jiang et al. 2023, arXiv 2310.06825; Jiang et al. 2024, arXiv 2401.04088.
+# GGUF files order the channels of a head in pairs.
+FAMILY = Family(
+    names=("llama",),
+    hf_types=("llama", "mistral", "mixtral"),
+    form=Form(biases=None),
+    gguf_pairing="interleaved",
+    complete=window_in_all_layers,
+    hf_tensors={
+        "blk.{layer}.ffn_gate_inp": "model.layers.{layer}.block_sparse_moe.gate",
+        "blk.{layer}.ffn_gate_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1",
+        "blk.{layer}.ffn_up_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3",
+        "blk.{layer}.ffn_down_exps": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2",
+    },
+)

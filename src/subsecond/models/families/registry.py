@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 
 from subsecond.core.errors import UnsupportedError
+from subsecond.formats.fields import shorten
 from subsecond.graph.graph import Graph
 from subsecond.models.config import ModelConfig
-from subsecond.models.families import llama, qwen2
+from subsecond.models.families import bert, gemma2, gemma3, gpt2, llama, olmo2, phi3, qwen2, qwen3, smollm3
+from subsecond.models.families.family import Family
+from subsecond.models.families.transformer import build_transformer
 
-FamilyBuilder = Callable[[ModelConfig, Mapping[str, tuple[int, ...]]], Graph]
+FAMILIES: tuple[Family, ...] = tuple(
+    module.FAMILY for module in (llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, olmo2, gpt2, bert)
+)
+_BY_NAME: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.names}
+_BY_HF_TYPE: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.hf_types}
 
-FAMILIES: Mapping[str, FamilyBuilder] = {"llama": llama.build, "qwen2": qwen2.build}
+
+def find_family(name: str) -> Family:
+    """The family of a GGUF architecture name; UnsupportedError, with the nearest known one, when there is none."""
+    if name not in _BY_NAME:
+        raise _unknown(name, _BY_NAME)
+    return _BY_NAME[name]
 
 
-def family_builder(name: str) -> FamilyBuilder:
-    """The function that builds graphs of family `name`; UnsupportedError when there is none."""
-    if name not in FAMILIES:
-        raise UnsupportedError(f"model family {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+def find_family_by_hf_type(model_type: str) -> Family:
+    """The family of a `model_type` of Hugging Face; UnsupportedError, with the nearest known one, for none."""
+    if model_type not in _BY_HF_TYPE:
+        raise _unknown(model_type, _BY_HF_TYPE)
+    return _BY_HF_TYPE[model_type]
 
 
 def build_graph(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
@@ -27,8 +40,10 @@ def build_graph(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> G
     A tensor that is missing or of another shape is a FormatError. One that the family does not read is an
     UnsupportedError: leaving it out would compute another model.
     """
-    graph = family_builder(config.family)(config, shapes)
-    unread = sorted(set(shapes) - set(graph.weights))
+    if config.window and not config.window_layers:
+        raise UnsupportedError(f"family {config.family!r} has no rule which layers the window of this model is for")
+    graph, ignored = build_transformer(config, shapes, find_family(config.family).form)
+    unread = sorted(set(shapes) - set(graph.weights) - ignored)
     if unread:
         some = ", ".join(unread[:4]) + (", ..." if len(unread) > 4 else "")
         raise UnsupportedError(
@@ -36,3 +51,12 @@ def build_graph(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> G
             "this variant of the family is not supported"
         )
     return graph
+
+
+def _unknown(name: str, known: Iterable[str]) -> UnsupportedError:
+    names = sorted(known)
+    close = difflib.get_close_matches(name[:100].lower(), names, n=1, cutoff=0.0)
+    return UnsupportedError(
+        f"model architecture {shorten(name)} is not supported; the nearest known one is {close[0]!r}. "
+        f"Supported: {', '.join(names)}"
+    )

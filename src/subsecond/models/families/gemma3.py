@@ -1,0 +1,38 @@
+"""Gemma 3 (text): five local layers to a global one, each kind with its own rotary base, and norms of heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from subsecond.models.config import ModelConfig
+from subsecond.models.families.family import Family, Form
+from subsecond.models.families.gemma2 import POST_NORM_TENSORS
+
+# Gemma 3 report, arXiv 2503.19786. The scores of the largest model are scaled by width / heads.
+_LAYERS_OF_27B = 62
+_PERIOD = 6
+_LOCAL_THETA = 10000.0
+
+
+def _complete(config: ModelConfig) -> ModelConfig:
+    scale = config.attention_scale
+    if scale is None and config.num_layers == _LAYERS_OF_27B:
+        scale = (config.width / config.num_heads) ** -0.5
+    local = tuple(layer for layer in range(config.num_layers) if (layer + 1) % _PERIOD)
+    return replace(
+        config,
+        embedding_scale=config.width**0.5,
+        attention_scale=scale,
+        window_layers=config.window_layers or (local if config.window else ()),
+        local_rope_theta=config.local_rope_theta or _LOCAL_THETA,
+    )
+
+
+FAMILY = Family(
+    names=("gemma3",),
+    hf_types=("gemma3_text", "gemma3"),
+    form=Form(norms="around", has_head_norms="head", activation="gelu_tanh"),
+    complete=_complete,
+    hf_tensors=POST_NORM_TENSORS,
+    has_unit_norms=True,
+)
