@@ -40,6 +40,7 @@ def tiny_config(family: str, head_dim: int) -> ModelConfig:
         norm_eps=1e-5,
         rope_theta=500.0,
         rope_dims=head_dim,
+        rope_pairing="interleaved" if family == "llama" else "half",
     )
 
 

@@ -22,6 +22,7 @@ TINY = ModelConfig(
     norm_eps=1e-5,
     rope_theta=10000.0,
     rope_dims=8,
+    rope_pairing="interleaved",
 )
 
 
@@ -49,7 +50,7 @@ def tiny_shapes(config: ModelConfig, *, is_tied: bool = True) -> dict[str, tuple
 
 def tiny_graph(family: str = "llama") -> Graph:
     """The unfused graph of a tiny model."""
-    config = replace(TINY, family=family)
+    config = replace(TINY, family=family, rope_pairing="interleaved" if family == "llama" else "half")
     return build_graph(config, tiny_shapes(config))
 
 

@@ -36,7 +36,7 @@ class _Reader:
 
     def read(self, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
         """The configuration, before the family completes it."""
-        self.refuse_unsupported()
+        self.refuse_unsupported(family)
         width = self.int("embedding_length", "width")
         num_heads = self.int("attention.head_count", "num_heads")
         head_dim = self.head_dim(width, num_heads)
@@ -174,10 +174,11 @@ class _Reader:
             attention_factor=magnitude,
         )
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, family: Family) -> None:
         """Refuse what would change the answer of the graph; ignoring it would give a wrong model without a word."""
         # Key, values that mean "not used", and what the key is about.
         features: tuple[tuple[str, tuple[object, ...], str], ...] = (
+            ("attention.causal", (family.form.is_causal,), "attention in another direction"),
             ("attention.clamp_kqv", (0.0,), "clamped attention inputs"),
             ("attention.max_alibi_bias", (0.0,), "positions by attention bias"),
             ("use_parallel_residual", (False,), "parallel residuals"),

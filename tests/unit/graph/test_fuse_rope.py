@@ -33,7 +33,7 @@ def test_attention_takes_both_rotations(family: str, pairing: str) -> None:
 
 
 def test_unequal_rotations_stay() -> None:
-    graph = with_rope(tiny_graph(), "blk.0.k_rope", rotary=Rotary(5.0, TINY.rope_dims, "interleaved"))
+    graph = with_rope(tiny_graph(), "blk.0.k_rope", rotary=Rotary((5.0,) * (TINY.rope_dims // 2), "interleaved"))
     assert rope_count(fuse_rope(graph)) == 2
 
 
@@ -45,7 +45,7 @@ def test_another_head_width_stays() -> None:
 def test_a_rotation_that_another_operator_reads_stays() -> None:
     graph = tiny_graph()
     index = next(i for i, op in enumerate(graph.ops) if op.output == "blk.0.attention")
-    extra = Rope("again", "blk.0.q_rope", TINY.head_dim, Rotary(5.0, TINY.rope_dims, "half"))
+    extra = Rope("again", "blk.0.q_rope", TINY.head_dim, Rotary((5.0,) * (TINY.rope_dims // 2), "half"))
     ops = (*graph.ops[:index], extra, *graph.ops[index:])
     graph = graph.with_ops(ops, [Value("again", TINY.num_heads * TINY.head_dim)])
     assert rope_count(fuse_rope(graph)) == 3

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from subsecond.graph.builder import GraphBuilder
 from subsecond.graph.graph import Graph
-from subsecond.graph.ops import Linear, Split
+from subsecond.graph.ops import Linear, Norm, Split
 from subsecond.graph.passes.merge_linears import merge_linears
 from tests.unit.tiny_decoder import TINY, kinds, tiny_graph
 
@@ -14,7 +14,7 @@ from tests.unit.tiny_decoder import TINY, kinds, tiny_graph
 def gated_graph(*, same_input: bool) -> Graph:
     builder = GraphBuilder({"e": (10, 4), "n": (4,), "g": (6, 4), "u": (6, 4)})
     x = builder.embed("x", "e", 10, 4)
-    other = x if same_input else builder.rms_norm("other", x, "n", 1e-5)
+    other = x if same_input else builder.normalize("other", x, Norm("n", 1e-5))
     gate = builder.linear("gate", x, "g", 6)
     up = builder.linear("up", other, "u", 6)
     return builder.build(builder.gated_activation("out", gate, up, "silu"))

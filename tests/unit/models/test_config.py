@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from subsecond.core.errors import FormatError, UnsupportedError
-from subsecond.models.config import ModelConfig, config_from_gguf
+from subsecond.models.config import ModelConfig, RopeScaling
+from subsecond.models.config_gguf import config_from_gguf
 from tests.unit.tiny_decoder import TINY, tiny_shapes
 
 METADATA: dict[str, object] = {
@@ -39,8 +41,31 @@ def test_defaults_follow_from_the_other_numbers() -> None:
     assert config == replace(TINY, num_kv_heads=4, head_dim=6, rope_dims=6)
 
 
-def test_json_round_trip() -> None:
-    assert ModelConfig.from_json(TINY.to_json()) == TINY
+EVERYTHING = replace(
+    TINY,
+    rope_scaling=RopeScaling(
+        "longrope", 2.0, 32, short_factors=(1.0, 1.5, 2.0, 3.0), long_factors=(2.0, 3.0, 4.0, 5.0)
+    ),
+    local_rope_theta=500.0,
+    window=16,
+    window_layers=(1,),
+    rope_free_layers=(0,),
+    attention_scale=0.5,
+    attention_softcap=50.0,
+    logit_softcap=30.0,
+    embedding_scale=4.0,
+    activation="gelu_tanh",
+    num_experts=4,
+    num_chosen_experts=2,
+    has_normalized_experts=False,
+    pooling="last",
+    num_token_types=2,
+)
+
+
+@pytest.mark.parametrize("config", [TINY, EVERYTHING], ids=["tiny", "everything"])
+def test_json_round_trip(config: ModelConfig) -> None:
+    assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
@@ -72,9 +97,10 @@ def test_wrong_metadata_is_refused(changes: dict[str, object], message: str) -> 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("expert_count", 8),
-        ("rope.scaling.type", "yarn"),
-        ("attention.sliding_window", 32),
+        ("expert_gating_func", 2),
+        ("rope.scaling.type", "dynamic"),
+        ("residual_scale", 0.5),
+        ("logit_scale", 0.1),
         ("attention.causal", False),
         ("attention.value_length", 4),
     ],
@@ -82,6 +108,32 @@ def test_wrong_metadata_is_refused(changes: dict[str, object], message: str) -> 
 def test_features_that_change_the_arithmetic_are_refused(key: str, value: object) -> None:
     with pytest.raises(UnsupportedError):
         config_from_gguf(METADATA | {f"llama.{key}": value}, tiny_shapes(TINY))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "rope_scaling", RopeScaling("linear", 4.0, 64)),
+        ({"rope.scale_linear": 2.0}, "rope_scaling", RopeScaling("linear", 2.0, 64)),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16},
+            "rope_scaling",
+            RopeScaling("yarn", 4.0, 16),
+        ),
+        ({"attention.sliding_window": 32}, "window_layers", (0, 1)),
+        ({"expert_count": 8, "expert_used_count": 2}, "num_chosen_experts", 2),
+        ({"attn_logit_softcapping": 50.0}, "attention_softcap", 50.0),
+        ({"attention.scale": 0.25}, "attention_scale", 0.25),
+    ],
+)
+def test_features_of_the_metadata(changes: dict[str, object], field: str, expected: object) -> None:
+    metadata = METADATA | {f"llama.{key}": value for key, value in changes.items()}
+    assert getattr(config_from_gguf(metadata, tiny_shapes(TINY)), field) == expected
+
+
+def test_an_unknown_architecture_is_named_with_the_nearest_known_one() -> None:
+    with pytest.raises(UnsupportedError, match=r"'qwen4' is not supported; the nearest known one is 'qwen[23]'"):
+        config_from_gguf({"general.architecture": "qwen4"}, {})
 
 
 def test_features_that_are_switched_off_are_fine() -> None:
@@ -95,7 +147,23 @@ def test_a_missing_embedding_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_heads": True}, {"num_heads": 4.0}, {"norm_eps": "small"}, {"name": 3}, {"depth": 1}]
+    "changes",
+    [
+        {"num_heads": True},
+        {"num_heads": 4.0},
+        {"norm_eps": "small"},
+        {"name": 3},
+        {"depth": 1},
+        {"window_layers": [0.5]},
+        {"window_layers": [1]},
+        {"rope_free_layers": [7]},
+        {"activation": "relu"},
+        {"num_experts": 2},
+        {"pooling": "max"},
+        {"rope_scaling": {"kind": "linear"}},
+        {"rope_scaling": 3},
+        {"rope_scaling": {"kind": "linear", "factor": 2.0, "original_context": 4, "depth": 1}},
+    ],
 )
 def test_wrong_json_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(FormatError):
@@ -104,6 +172,6 @@ def test_wrong_json_is_refused(changes: dict[str, object]) -> None:
 
 def test_a_missing_field_is_refused() -> None:
     content = TINY.to_json()
-    del content["rope_dims"]
-    with pytest.raises(FormatError, match="rope_dims"):
+    del content["head_dim"]
+    with pytest.raises(FormatError, match="head_dim"):
         ModelConfig.from_json(content)

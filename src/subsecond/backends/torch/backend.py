@@ -15,16 +15,20 @@ from subsecond.backends.torch.step import Step, make_step, rotaries_of
 from subsecond.core.errors import FormatError
 from subsecond.graph.graph import Graph
 from subsecond.graph.ops import (
+    Activate,
     Add,
     Attention,
     Embed,
     GatedActivation,
     Linear,
+    MixtureOfExperts,
     Norm,
+    Normalize,
     Op,
-    RmsNorm,
     Rope,
+    Scale,
     SelectRows,
+    Softcap,
     Split,
     inputs_of,
     weights_of,
@@ -137,11 +141,13 @@ def execute(graph: Graph, weights: Mapping[str, Tensor], pool: Pool, step: Step)
 def _run(op: Op, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], pool: Pool, step: Step) -> Tensor:
     match op:
         case Embed():
-            return ops.embed(weights[op.weight], step.token_ids)
+            return ops.embed(weights[op.weight], _indices(op, step))
         case Linear():
             return _linear(op, values, weights)
-        case RmsNorm():
-            return _norm(values[op.input], op.norm, weights)
+        case Normalize():
+            x = values[op.input]
+            groups = x.unflatten(-1, (-1, op.group_width)) if op.group_width else x
+            return _norm(groups, op.norm, weights).reshape(x.shape)
         case Rope():
             heads = values[op.input].unflatten(-1, (-1, op.head_dim))
             return ops.rope(heads, *step.rotary_tables[op.rotary], op.rotary.pairing).flatten(1)
@@ -149,15 +155,33 @@ def _run(op: Op, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], po
             return _attention(op, values, pool, step)
         case GatedActivation():
             return ops.gated_activation(values[op.gate], values[op.up], op.activation)
+        case Activate():
+            return ops.activate(values[op.input], op.activation)
+        case MixtureOfExperts():
+            matrices = (weights[name] for name in (op.gate, op.up, op.down))
+            x, router = values[op.input], values[op.router]
+            return ops.mixture_of_experts(x, router, *matrices, op.num_chosen, op.is_normalized, op.activation)
         case Add():
             return ops.add(values[op.left], values[op.right])
+        case Scale():
+            return values[op.input] * op.factor
+        case Softcap():
+            return ops.cap(values[op.input], op.cap)
         case Split():
             return ops.split(values[op.input], op.start, op.end)
         case SelectRows():
             return ops.select_rows(values[op.input], step.selected_rows)
 
 
+def _indices(op: Embed, step: Step) -> Tensor:
+    if op.index == "token":
+        return step.token_ids
+    return step.positions if op.index == "position" else torch.zeros_like(step.positions)
+
+
 def _norm(x: Tensor, norm: Norm, weights: Mapping[str, Tensor]) -> Tensor:
+    if norm.bias is not None:
+        return ops.layer_norm(x, weights[norm.weight], weights[norm.bias], norm.eps)
     return ops.rms_norm(x, weights[norm.weight], norm.eps)
 
 
@@ -189,7 +213,18 @@ def _attention(op: Attention, values: Mapping[str, Tensor], pool: Pool, step: St
         # The step's own rows are taken from the activations, so that gradients pass; the pool holds the same numbers.
         span_keys = torch.cat((keys[span.past_slots], key[rows]))
         span_values = torch.cat((vals[span.past_slots], value[rows]))
-        mixed.append(ops.attention(query[rows], span_keys, span_values, step.positions[rows], op.scale))
+        mixed.append(
+            ops.attention(
+                query[rows],
+                span_keys,
+                span_values,
+                step.positions[rows],
+                op.scale,
+                window=op.window,
+                softcap=op.softcap,
+                is_causal=op.is_causal,
+            )
+        )
     return torch.cat(mixed).flatten(1)
 
 

@@ -65,7 +65,7 @@ def make_step(
     tables = {}
     for rotary in rotaries:
         factors = weights[rotary.frequency_factors] if rotary.frequency_factors else None
-        cosines, sines = ops.rotary_tables(rows_on_cpu, rotary.theta, rotary.dims, factors)
+        cosines, sines = ops.rotary_tables(rows_on_cpu, rotary.frequencies, rotary.magnitude, factors)
         tables[rotary] = cosines.to(device=device, dtype=table_dtype), sines.to(device=device, dtype=table_dtype)
     return Step(
         token_ids=_to_device(batch.token_ids, device),

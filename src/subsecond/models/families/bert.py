@@ -24,7 +24,6 @@ FAMILY = Family(
         biases=frozenset({"q", "k", "v", "o", "up", "down"}),
         positions="learned",
         is_causal=False,
-        has_head=False,
     ),
     complete=_complete,
     hf_tensors={

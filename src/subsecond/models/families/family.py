@@ -25,7 +25,6 @@ class Form:
     biases           linears that have one ("q", "k", "v", "qkv", "o", "gate", "up", "down"); None: those of the file
     positions        "rotary", or "learned": a table whose rows are added to the embedding
     is_causal        False for encoders, which see the whole text
-    has_head         False for embedding models, whose output are the hidden rows
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -37,7 +36,6 @@ class Form:
     biases: frozenset[str] | None = frozenset()
     positions: Literal["rotary", "learned"] = "rotary"
     is_causal: bool = True
-    has_head: bool = True
 
 
 def window_in_all_layers(config: ModelConfig) -> ModelConfig:

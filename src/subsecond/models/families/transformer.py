@@ -27,8 +27,10 @@ def build_transformer(
 
     Weights carry their GGUF names.
     """
-    writer = _Writer(config, shapes, form)
-    return writer.write(), frozenset((LONG_FACTORS, SHORT_FACTORS)) if config.rope_scaling else frozenset()
+    ignored = {LONG_FACTORS, SHORT_FACTORS} if config.rope_scaling else set()
+    if config.pooling is not None:
+        ignored |= {"output.weight", "output.bias"}
+    return _Writer(config, shapes, form).write(), frozenset(ignored)
 
 
 class _Writer:
@@ -51,7 +53,7 @@ class _Writer:
         x = builder.select_rows("selected", x)
         if self.form.norms != "sum":
             x = builder.normalize("output_norm", x, self._norm("output_norm"))
-        if not self.form.has_head:
+        if config.pooling is not None:
             return builder.build(x)
         head = "output.weight" if builder.has("output.weight") else "token_embd.weight"
         name = "logits" if config.logit_softcap is None else "uncapped"
