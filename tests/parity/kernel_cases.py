@@ -31,13 +31,13 @@ class StoredWeight:
         return _native.kernels.weight(self.format, num_outputs, num_inputs, self.packed)
 
 
-def random_weight(name: str, n: int, k: int, rng: np.random.Generator) -> StoredWeight:
-    """Random stored blocks with moderate scales, decoded by the `gguf` package."""
+def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: float = 1.0) -> StoredWeight:
+    """Random stored blocks with moderate scales, decoded by the `gguf` package; `gain` is for plain formats."""
     kind = gguf.GGMLQuantizationType[name]
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     assert k % per_block == 0
     if per_block == 1:
-        plain = rng.standard_normal((n, k), dtype=np.float32) / 16
+        plain = rng.standard_normal((n, k), dtype=np.float32) * np.float32(gain / 16)
         stored = gguf.quants.quantize(plain, kind)
     else:
         stored = rng.integers(0, 256, (n, k // per_block, block_bytes), dtype=np.uint8)

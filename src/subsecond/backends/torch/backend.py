@@ -158,9 +158,9 @@ def _run(op: Op, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], po
         case Activate():
             return ops.activate(values[op.input], op.activation)
         case MixtureOfExperts():
-            matrices = (weights[name] for name in (op.gate, op.up, op.down))
+            gate, up, down = (weights[name] for name in (op.gate, op.up, op.down))
             x, router = values[op.input], values[op.router]
-            return ops.mixture_of_experts(x, router, *matrices, op.num_chosen, op.is_normalized, op.activation)
+            return ops.mixture_of_experts(x, router, gate, up, down, op.num_chosen, op.is_normalized, op.activation)
         case Add():
             return ops.add(values[op.left], values[op.right])
         case Scale():
