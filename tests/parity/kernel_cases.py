@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import gguf
@@ -12,6 +13,7 @@ from subsecond import _native
 
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 F32_ISAS = [isa for isa in ISAS if isa != "amx"]
 FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
 BLOCK_INPUTS = {"F32": 1, "F16": 1, "BF16": 1, "Q4_K": 256, "Q6_K": 256}  # 32 where not listed
@@ -64,9 +66,13 @@ def round_bf16_away(x: NDArray[np.floating]) -> Floats:
     return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x / (1 + exp(-x))."""
-    return np.asarray(x / (1 + np.exp(-x)))
+def activate(x: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
+    """An activation in double precision."""
+    if activation == "silu":
+        return np.asarray(x / (1 + np.exp(-x)))
+    if activation == "gelu":
+        return np.asarray(x * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)) / 2)
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:

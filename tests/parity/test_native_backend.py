@@ -39,7 +39,7 @@ def test_logits_are_those_of_the_reference(isa: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def test_passes_keep_every_bit(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(40)
     expected = run_alone(model.native(isa, until="none"), tokens, 40, BLOCKS)
