@@ -9,13 +9,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Files whose change needs a new build; Python sources are installed in place.
-BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type d -o -name '*.cpp' -o -name '*.h' 2>/dev/null)
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find native -type d -o -name '*.cpp' -o -name '*.h' -o -name '*.map' 2>/dev/null)
 CXX_FILES = $(shell find native bench -name '*.cpp' -o -name '*.h' -o -name '*.hpp' 2>/dev/null)
 
 MODEL ?= smollm2-135m
 QUESTION ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: help install demo test check bench acceptance format clean
+.PHONY: help install demo test check bench acceptance wheel aarch64 format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -42,8 +42,14 @@ bench: $(VENV)/developed ## measure speed on this machine, beside llama.cpp when
 	@$(BIN)/subsecond pull $(MODEL)
 	@$(BIN)/python -m bench.run --model $(MODEL) $(if $(LLAMA_BUILD),--llama-build $(LLAMA_BUILD))
 
-acceptance: $(VENV)/developed ## run the long checks of every claim
+acceptance: $(VENV)/developed $(VENV)/wheelable ## run the long checks of every claim
 	@$(BIN)/python -m pytest -m acceptance
+
+wheel: $(VENV)/wheelable ## build a portable wheel into dist/; ARCHITECTURE=aarch64 compiles for another processor
+	@$(BIN)/python tools/wheel.py $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
+
+aarch64: $(VENV)/developed $(VENV)/wheelable ## compile for aarch64 and compare with this processor under emulation
+	@$(BIN)/python -m pytest -m acceptance tests/e2e/test_aarch64.py
 
 format: $(VENV)/developed ## format the sources and renew the generated documents
 	@$(BIN)/ruff check --fix --exit-zero --quiet
@@ -75,4 +81,8 @@ $(VENV)/installed: $(VENV)/buildable $(BUILD_INPUTS)
 
 $(VENV)/developed: constraints-dev.txt pyproject.toml | $(VENV)/installed
 	$(BIN)/python tools/requirements.py dev | $(PIP) install --quiet --constraint constraints-dev.txt --requirement /dev/stdin
+	@touch $@
+
+$(VENV)/wheelable: constraints-dev.txt pyproject.toml | $(VENV)/buildable
+	$(BIN)/python tools/requirements.py wheel | $(PIP) install --quiet --constraint constraints-dev.txt --requirement /dev/stdin
 	@touch $@

@@ -50,6 +50,12 @@ std::vector<std::string> isas() {
   return names;
 }
 
+nb::dict missing_features() {
+  nb::dict d;
+  for (const IsaSupport& support : isa_support()) d[support.isa] = nb::cast(support.missing);
+  return d;
+}
+
 nb::list run_self_test(const std::string& isa) {
   const Kernels* kernels = find_kernels(isa);
   if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
@@ -109,6 +115,7 @@ Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_
   if (format == Format::kCount) throw nb::value_error(("no packed form of tensor type " + name).c_str());
   if (num_outputs < 1 || num_inputs < 1 || num_outputs > kLargest || num_inputs > kLargest)
     throw nb::value_error("a weight has 1 to 2^31 outputs and inputs");
+  if (num_outputs > (int64_t{1} << 46) / num_inputs) throw nb::value_error("so large a weight fits into no memory");
   if (num_inputs % format_info(format).block_elements != 0)
     throw nb::value_error("the number of inputs is not a multiple of the block size of the format");
   return format;
@@ -128,6 +135,8 @@ NB_MODULE(_native, module) {
   module.def("cpu_features", &features, nb::sig("def cpu_features() -> dict[str, bool]"),
              "Instruction sets that processor and operating system allow.");
   module.def("available_isas", &isas, "Instruction sets with kernels that run here, best first.");
+  module.def("missing_features", &missing_features, nb::sig("def missing_features() -> dict[str, list[str]]"),
+             "What each instruction set of this build, best first, needs and does not find here.");
   module.def("self_test", &run_self_test, nb::arg("isa"),
              nb::sig("def self_test(isa: str) -> list[tuple[str, float, float, bool]]"),
              "Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).");

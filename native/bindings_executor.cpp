@@ -23,6 +23,10 @@ int64_t cache_bytes(const Kernels& kernels, const ExecutorConfig& config) {
 ExecutorConfig checked_config(const Kernels& kernels, const ExecutorConfig& config) {
   if (config.num_threads < 1 || config.max_rows < 1 || config.num_blocks < 1)
     throw nb::value_error("threads, rows and blocks are at least 1");
+  // Bounds far above any use, below which no product of sizes overflows.
+  if (config.num_threads > 1024 || config.max_rows > int64_t{1} << 24 || config.all_floats > int64_t{1} << 32 ||
+      config.selected_floats > int64_t{1} << 32)
+    throw nb::value_error("so many threads, rows or floats a row fit into no machine");
   if (config.head_dim < 1 || config.head_dim > 1024) throw nb::value_error("head_dim must lie between 1 and 1024");
   if (config.output_width < 1 || config.all_floats < 0 || config.selected_floats < 0 || config.num_layers < 0 ||
       config.num_kv_heads < 1)
@@ -116,7 +120,7 @@ class PyExecutor {
                      float softcap, bool is_causal) {
     const ExecutorConfig& config = executor_.config();
     if (layer < 0 || layer >= config.num_layers || num_kv_heads != config.num_kv_heads || head_dim != config.head_dim ||
-        num_heads < 1 || num_heads % num_kv_heads != 0 || !fits_head(rotary, head_dim))
+        num_heads < 1 || num_heads > int64_t{1} << 20 || num_heads % num_kv_heads != 0 || !fits_head(rotary, head_dim))
       throw nb::value_error("the attention does not fit the key/value cache");
     if (window < 0 || !(softcap >= 0.0f) || (window && !is_causal))
       throw nb::value_error("window and softcap of an attention are positive or 0, and only a causal one has a window");
@@ -164,6 +168,10 @@ class PyExecutor {
       if (weight.num_inputs != (is_down ? ff_width : width) || weight.num_outputs != (is_down ? width : ff_width))
         throw nb::value_error("the weights of experts have different shapes");
     }
+    int64_t bytes = executor_.config().max_rows;
+    for (const int64_t factor : {num_experts, std::max(width, ff_width), int64_t{sizeof(float)}})
+      if (__builtin_mul_overflow(bytes, factor, &bytes) || bytes > int64_t{1} << 50)
+        throw nb::value_error("so many rows of experts fit into no memory");
     call.experts = {num_experts, num_chosen, is_normalized, width, ff_width};
     call.activation = checked_activation(activation);
     call.output = operand(output, width);
@@ -213,10 +221,16 @@ class PyExecutor {
   }
 
   void add_select_rows(nb::object output, nb::object input, int64_t width) {
-    executor_.add_call(element_wise(Call::Kind::kSelectRows, output, input, nb::none(), width));
+    Call call = element_wise(Call::Kind::kSelectRows, output, input, nb::none(), width);
+    if (call.output.arena != Operand::Arena::kSelected || call.inputs[0].arena != Operand::Arena::kAll)
+      throw nb::value_error("rows are selected from the arena of all rows into the other one");
+    executor_.add_call(std::move(call));
   }
 
-  void finish(nb::object output) { executor_.finish(operand(output, executor_.config().output_width)); }
+  void finish(nb::object output) {
+    executor_.finish(operand(output, executor_.config().output_width));
+    is_finished_ = true;
+  }
 
   // The output [selected rows][output_width] as a view that the next step overwrites.
   nb::object forward(const Ints& token_ids, const Ints& positions, const Ints& row_sequence,
@@ -227,6 +241,7 @@ class PyExecutor {
                       logits_rows.data(),  static_cast<int64_t>(logits_rows.shape(0))};
     if (positions.shape(0) != token_ids.shape(0) || row_sequence.shape(0) != token_ids.shape(0))
       throw nb::value_error("token_ids, positions and row_sequence have different lengths");
+    if (!is_finished_) throw nb::value_error("an executor runs after it is finished");
     check_batch(batch, static_cast<int64_t>(block_tables.shape(0)));
     const float* rows;
     {
@@ -248,6 +263,7 @@ class PyExecutor {
  private:
   // (arena, offset, column, stride) of a value that is `width` columns wide, checked against the arenas.
   Operand operand(nb::handle given, int64_t width) const {
+    if (is_finished_) throw nb::value_error("the executor is finished and takes no more calls");
     const nb::tuple parts = nb::cast<nb::tuple>(given);
     Operand operand;
     const int arena = nb::cast<int>(parts[0]);
@@ -256,8 +272,8 @@ class PyExecutor {
     operand.column = nb::cast<int64_t>(parts[2]);
     operand.stride = nb::cast<int64_t>(parts[3]);
     const int64_t floats = arena == 0 ? executor_.config().all_floats : executor_.config().selected_floats;
-    if (arena < 0 || arena > 1 || operand.offset < 0 || operand.column < 0 || width > operand.stride - operand.column ||
-        operand.stride > floats - operand.offset)
+    if (arena < 0 || arena > 1 || operand.offset < 0 || operand.column < 0 || operand.stride < 0 || width < 1 ||
+        width > operand.stride - operand.column || operand.stride > floats - operand.offset)
       throw nb::value_error("an operand does not lie within its arena");
     return operand;
   }
@@ -310,6 +326,7 @@ class PyExecutor {
   }
 
   Executor executor_;
+  bool is_finished_ = false;
   std::vector<PackedWeight> weights_;
   std::vector<const float*> vectors_;
   std::vector<int64_t> vector_sizes_;

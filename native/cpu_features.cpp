@@ -1,5 +1,7 @@
 #include "cpu_features.h"
 
+#include <initializer_list>
+
 #if SUBSECOND_X86
 #include <cpuid.h>
 #endif
@@ -44,43 +46,108 @@ bool request_tiles() {
 #endif
 }
 
-CpuFeatures detect() {
-  CpuFeatures f;
-  const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
-  const uint64_t state = saved_state();
-  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
-  f.avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5) && bit(seven.b, 8);
-  f.avx_vnni = f.avx2 && bit(seven_one.a, 4);
-  f.avx512 = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 28) && bit(seven.b, 30) &&
-             bit(seven.b, 31) && bit(seven.c, 1) && bit(seven.c, 11);
-  f.avx512_fp16 = f.avx512 && bit(seven.d, 23);
-  f.amx = f.avx512 && tiles && bit(seven.c, 6) && bit(seven_one.a, 5) && bit(seven.d, 22) && bit(seven.d, 24) &&
-          bit(seven.d, 25) && request_tiles();
-  return f;
+// Features by the names that Linux gives them in /proc/cpuinfo.
+struct Feature {
+  const char* name;
+  bool is_present;
+};
+
+using Missing = std::vector<std::string>;
+
+// What is missing of a set that extends another and has `features`. Whether the operating system saves the set's
+// registers matters only where the processor has them.
+Missing missing_of(Missing missing, std::initializer_list<Feature> features, Feature saved_registers) {
+  for (const Feature& feature : features)
+    if (!feature.is_present) missing.emplace_back(feature.name);
+  if (missing.empty() && !saved_registers.is_present) missing.emplace_back(saved_registers.name);
+  return missing;
 }
 
-#else
+struct MissingFeatures {
+  Missing avx2, avx_vnni, avx512, avx512_fp16, amx;
+};
 
-CpuFeatures detect() { return {}; }
+MissingFeatures detect() {
+  const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
+  const uint64_t state = saved_state();
+  const Feature ymm{"AVX registers saved by the operating system", (state & 0x6) == 0x6};
+  const Feature zmm{"AVX-512 registers saved by the operating system", (state & 0xe6) == 0xe6};
+  const Feature tiles{"AMX tiles saved by the operating system", (state & 0x60000) == 0x60000};
+  MissingFeatures m;
+  m.avx2 = missing_of(
+      {}, {{"avx2", bit(seven.b, 5)}, {"fma", bit(one.c, 12)}, {"f16c", bit(one.c, 29)}, {"bmi2", bit(seven.b, 8)}},
+      ymm);
+  m.avx_vnni = missing_of(m.avx2, {{"avx_vnni", bit(seven_one.a, 4)}}, ymm);
+  m.avx512 = missing_of(m.avx2,
+                        {{"avx512f", bit(seven.b, 16)},
+                         {"avx512dq", bit(seven.b, 17)},
+                         {"avx512cd", bit(seven.b, 28)},
+                         {"avx512bw", bit(seven.b, 30)},
+                         {"avx512vl", bit(seven.b, 31)},
+                         {"avx512vbmi", bit(seven.c, 1)},
+                         {"avx512_vnni", bit(seven.c, 11)}},
+                        zmm);
+  m.avx512_fp16 = missing_of(m.avx512, {{"avx512_fp16", bit(seven.d, 23)}}, zmm);
+  m.amx = missing_of(m.avx512,
+                     {{"avx512_vbmi2", bit(seven.c, 6)},
+                      {"avx512_bf16", bit(seven_one.a, 5)},
+                      {"amx_bf16", bit(seven.d, 22)},
+                      {"amx_tile", bit(seven.d, 24)},
+                      {"amx_int8", bit(seven.d, 25)}},
+                     tiles);
+  if (m.amx.empty() && !request_tiles()) m.amx.emplace_back("AMX tiles granted by the operating system");
+  return m;
+}
+
+const MissingFeatures& missing_features() {
+  static const MissingFeatures missing = detect();
+  return missing;
+}
 
 #endif
+
+std::vector<IsaSupport> list_isas() {
+  std::vector<IsaSupport> list;
+#if SUBSECOND_X86
+  const MissingFeatures& missing = missing_features();
+  list.push_back({"amx", missing.amx, amx::kernels});
+  list.push_back({"avx512", missing.avx512, avx512::kernels});
+  list.push_back({"avx2", missing.avx2, avx2::kernels});
+#endif
+  list.push_back({"scalar", {}, scalar::kernels});
+  return list;
+}
 
 std::vector<const Kernels*> list_kernels() {
   std::vector<const Kernels*> list;
-#if SUBSECOND_X86
-  if (cpu_features().amx) list.push_back(&amx::kernels());
-  if (cpu_features().avx512) list.push_back(&avx512::kernels());
-  if (cpu_features().avx2) list.push_back(&avx2::kernels());
-#endif
-  list.push_back(&scalar::kernels());
+  for (const IsaSupport& support : isa_support())
+    if (support.missing.empty()) list.push_back(&support.kernels());
   return list;
+}
+
+CpuFeatures list_features() {
+  CpuFeatures f;
+#if SUBSECOND_X86
+  const MissingFeatures& missing = missing_features();
+  f.avx2 = missing.avx2.empty();
+  f.avx_vnni = missing.avx_vnni.empty();
+  f.avx512 = missing.avx512.empty();
+  f.avx512_fp16 = missing.avx512_fp16.empty();
+  f.amx = missing.amx.empty();
+#endif
+  return f;
 }
 
 }  // namespace
 
 const CpuFeatures& cpu_features() {
-  static const CpuFeatures features = detect();
+  static const CpuFeatures features = list_features();
   return features;
+}
+
+const std::vector<IsaSupport>& isa_support() {
+  static const std::vector<IsaSupport> list = list_isas();
+  return list;
 }
 
 const std::vector<const Kernels*>& available_kernels() {

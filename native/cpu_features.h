@@ -18,6 +18,16 @@ struct CpuFeatures {
 
 const CpuFeatures& cpu_features();
 
+// An instruction set that this build has kernels for, and what it needs that is missing here; it runs if nothing is.
+struct IsaSupport {
+  const char* isa;
+  std::vector<std::string> missing;
+  const Kernels& (*kernels)();  // to be called only where nothing is missing: its own code is of that set
+};
+
+// Every instruction set of this build, best first; "scalar" is always the last and misses nothing.
+const std::vector<IsaSupport>& isa_support();
+
 // Kernel tables that may run here, best first; "scalar" is always the last.
 const std::vector<const Kernels*>& available_kernels();
 

@@ -5,6 +5,7 @@
 // kSingleRows and the code readers.
 
 #include "elementwise.inl.h"
+#include "tile_scales.inl.h"
 
 // --- element-wise operators -----------------------------------------------------------------------------------------
 
@@ -113,64 +114,57 @@ static void rope(Matrix input, Matrix output, const RotaryArgs& rotary, int64_t 
 
 // --- weights to float32 ---------------------------------------------------------------------------------------------
 
+// w = d * code + m; [1] is for inputs 16..31 of formats with two scales a row.
 struct TileScales {
-  float d[2][16];  // for inputs 0..15 and 16..31 of the tile
-  float m[16];
+  float d[2][16];
+  float m[2][16];
 };
 
-// Scale and offset of the sixteen rows of a tile: w = d * code + m.
 template <Format F>
 static inline void read_scales(const uint8_t* header, const uint8_t* tile, TileScales& scales) {
-  V d = codes_f16(F >= Format::kQ4_K ? header : tile), m = V::set1(0.0f);
-  if constexpr (F == Format::kQ4_K) m = V::sub(m, V::mul(codes_f16(header + 32), codes_s8(tile + 16)));
-  if constexpr (F == Format::kQ4_1) m = codes_f16(tile + 32);
-  if constexpr (F == Format::kQ4_0 || F == Format::kQ5_0) m = V::mul(d, V::set1(F == Format::kQ4_0 ? -8.0f : -16.0f));
-  if constexpr (F == Format::kQ6_K) V::store(scales.d[1], V::mul(d, codes_s8(tile + 16)));
-  if constexpr (F >= Format::kQ4_K) d = V::mul(d, codes_s8(tile));
-  V::store(scales.d[0], d);
-  V::store(scales.m, m);
+  for (int half = 0; half < format_info(F).num_scales(); ++half) {
+    const RowScales rows = tile_scales<F>(header, tile, half);
+    V::store(scales.d[half], rows.d);
+    V::store(scales.m[half], rows.m);
+  }
 }
 
 // The sixteen codes of row n from input 16 * half on, as floats; plain formats give the weights themselves.
 template <Format F>
 static inline V read_codes(const uint8_t* tile, int n, int half) {
-  if constexpr (F == Format::kF32)
-    return V::load(reinterpret_cast<const float*>(tile) + 32 * n + 16 * half);
-  else if constexpr (F == Format::kF16)
-    return codes_f16(tile + 64 * n + 32 * half);
-  else if constexpr (F == Format::kBF16)
-    return codes_bf16(tile + 64 * n + 32 * half);
-  else if constexpr (F == Format::kQ4_1)
-    return codes_u4(tile + 64 + 16 * n, half);
-  else if constexpr (F == Format::kQ5_0)
-    return codes_u5(tile + 96 + 16 * n, tile + 32 + 4 * n, half);
-  else if constexpr (F == Format::kQ8_0)
-    return codes_s8(tile + 32 + 32 * n + 16 * half);
-  else if constexpr (F == Format::kQ6_K)
-    return codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, half);
-  else
-    return codes_u4(tile + 32 + 16 * n, half);
+  constexpr FormatInfo info = format_info(F);
+  const uint8_t* codes = tile + info.codes_at(n);
+  const uint8_t* high = tile + info.high_at(n);
+  if constexpr (info.codes == CodeFields::kF32) return V::load(reinterpret_cast<const float*>(codes) + 16 * half);
+  if constexpr (info.codes == CodeFields::kF16) return codes_f16(codes + 32 * half);
+  if constexpr (info.codes == CodeFields::kBF16) return codes_bf16(codes + 32 * half);
+  if constexpr (info.codes == CodeFields::kTwoBits) return codes_u2(codes, half);
+  if constexpr (info.codes == CodeFields::kThreeBits) return codes_u3(codes, high, half);
+  if constexpr (info.codes == CodeFields::kFourBits) return codes_u4(codes, half);
+  if constexpr (info.codes == CodeFields::kFiveBits) return codes_u5(codes, high, half);
+  if constexpr (info.codes == CodeFields::kSixBits) return codes_u6(codes, high, half);
+  if constexpr (info.codes == CodeFields::kBytes) return codes_s8(codes + 16 * half);
+  if constexpr (info.codes == CodeFields::kNonlinear) return codes_nonlinear(codes, half);
 }
 
 template <Format F>
 static inline V read_weights(const uint8_t* tile, const TileScales& scales, int n, int half) {
   const V codes = read_codes<F>(tile, n, half);
-  if constexpr (F <= Format::kBF16)
-    return codes;
-  else
-    return V::fma(codes, V::set1(scales.d[F == Format::kQ6_K ? half : 0][n]), V::set1(scales.m[n]));
+  if constexpr (format_info(F).is_plain()) return codes;
+  const int scale = format_info(F).num_scales() == 2 ? half : 0;
+  return V::fma(codes, V::set1(scales.d[scale][n]), V::set1(scales.m[scale][n]));
 }
 
 // Calls visit(t, tile, scales) for every tile t of a panel in order.
 template <Format F, class Visit>
 static inline void each_tile(const PackedWeight& weight, int64_t panel, Visit visit) {
-  constexpr FormatInfo info = kFormats[static_cast<int>(F)];
+  constexpr FormatInfo info = format_info(F);
   const uint8_t* header = weight.data + panel * weight.panel_bytes();
   TileScales scales;
   for (int64_t t = 0; t < weight.num_tiles();) {
     const uint8_t* tile = header + info.header_bytes;
     for (int64_t i = 0; i < info.tiles_per_super; ++i, ++t, tile += info.tile_bytes) {
-      if constexpr (F > Format::kBF16) read_scales<F>(header, tile, scales);
+      if constexpr (!info.is_plain()) read_scales<F>(header, tile, scales);
       visit(t, tile, scales);
     }
     header = tile;
@@ -211,18 +205,10 @@ struct FormatKernels {
   void (*dot_single)(const PackedWeight&, int64_t, const float*, float*);
 };
 
-template <Format F>
-static constexpr FormatKernels kernels_for() {
-  return {unpack_rows<F>, dot_single<F>};
-}
+static constexpr auto kFormatKernels =
+    format_table([]<Format F>() { return FormatKernels{unpack_rows<F>, dot_single<F>}; });
 
-static constexpr FormatKernels kFormatKernels[] = {
-    kernels_for<Format::kF32>(),  kernels_for<Format::kF16>(),  kernels_for<Format::kBF16>(),
-    kernels_for<Format::kQ4_0>(), kernels_for<Format::kQ4_1>(), kernels_for<Format::kQ5_0>(),
-    kernels_for<Format::kQ8_0>(), kernels_for<Format::kQ4_K>(), kernels_for<Format::kQ6_K>(),
-};
-
-static inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[static_cast<int>(format)]; }
+static inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[format]; }
 
 static void unpack_row(const PackedWeight& weight, int64_t index, float* output) {
   const int64_t panel = index / kPanelOutputs;

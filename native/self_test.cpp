@@ -25,6 +25,7 @@ class Numbers {
   uint64_t state_ = 42;
 };
 
+constexpr uint64_t kDigestStart = 14695981039346656037ull;
 constexpr uint16_t kSmallHalf = 0x2c00;  // 1/16 as fp16
 
 // Stored blocks with random codes and sane scales: every fp16 field is 1/16, every value field finite.
@@ -40,13 +41,11 @@ std::vector<uint8_t> random_blocks(Format format, int64_t num_outputs, int64_t n
     const auto plain_bits = static_cast<uint16_t>(plain + numbers.byte());
     if (format == Format::kF32)
       std::memcpy(block, &value, 4);
-    else if (info.block_elements == 1)
+    else if (info.is_plain())
       std::memcpy(block, &plain_bits, 2);
-    else if (format == Format::kQ6_K)
-      std::memcpy(block + 208, &kSmallHalf, 2);
     else
-      std::memcpy(block, &kSmallHalf, 2);
-    if (format == Format::kQ4_1 || format == Format::kQ4_K) std::memcpy(block + 2, &kSmallHalf, 2);
+      std::memcpy(block + info.stored_d, &kSmallHalf, 2);
+    if (info.has_minimum()) std::memcpy(block + info.stored_d + 2, &kSmallHalf, 2);
   }
   return bytes;
 }
@@ -59,6 +58,21 @@ double relative_error(const std::vector<float>& expected, const std::vector<floa
     error = std::isnan(difference) ? INFINITY : std::max(error, difference);
   }
   return largest > 0.0 ? error / largest : INFINITY;
+}
+
+// FNV-1a over the bits of the values.
+void add_to_digest(uint64_t& digest, const std::vector<float>& values) {
+  for (const float value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    digest = (digest ^ bits) * 1099511628211ull;
+  }
+}
+
+uint64_t digest_of(const std::vector<float>& values) {
+  uint64_t digest = kDigestStart;
+  add_to_digest(digest, values);
+  return digest;
 }
 
 std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input,
@@ -88,14 +102,16 @@ void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestR
     pack_weight(format, num_outputs, num_inputs, stored.data(), packed.data());
     const PackedWeight weight{format, num_outputs, num_inputs, packed.data()};
     double error = 0.0;
+    uint64_t digest = kDigestStart;
     // One row, two row tiles, and for one format enough rows for panels to be unpacked in full.
     for (const int64_t num_rows : {1, 20, 33}) {
       if (num_rows == 33 && format != Format::kQ4_1) continue;
       const std::vector<float> input = numbers.take(num_rows * num_inputs);
-      error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows),
-                                             run_linear(kernels, weight, input, num_rows)));
+      const std::vector<float> output = run_linear(kernels, weight, input, num_rows);
+      error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows), output));
+      add_to_digest(digest, output);
     }
-    results.push_back({std::string("linear_") + format_info(format).name, error, tolerance});
+    results.push_back({std::string("linear_") + format_info(format).name, error, tolerance, digest});
   }
 }
 
@@ -154,7 +170,7 @@ void test_element_wise(const Kernels& kernels, std::vector<SelfTestResult>& resu
     std::vector<float> expected(left.size()), actual(left.size());
     run(scalar::kernels(), Matrix{expected.data(), width});
     run(kernels, Matrix{actual.data(), width});
-    results.push_back({name, relative_error(expected, actual), 0.0});
+    results.push_back({name, relative_error(expected, actual), 0.0, digest_of(actual)});
   };
   for (const bool is_layer : {false, true}) {
     const NormArgs norm{weight.data(), is_layer ? bias.data() : nullptr, 1e-5f, is_layer, is_layer ? width : head_dim};
@@ -173,9 +189,10 @@ void test_element_wise(const Kernels& kernels, std::vector<SelfTestResult>& resu
   compare("softcap", [&](const Kernels& k, Matrix out) { k.softcap(l, out, width, 2.0f, 0, num_rows); });
   compare("softmax", [&](const Kernels& k, Matrix out) { k.softmax(l.row(0), out.row(0), width); });
   compare("add_scaled", [&](const Kernels& k, Matrix out) { k.add_scaled(l.row(0), out.row(0), width, 0.3f); });
-  compare("rope", [&](const Kernels& k, Matrix out) {
-    k.rope(l, out, {angles.data(), 12, false}, head_dim, width / head_dim, positions, 0, num_rows);
-  });
+  for (const bool is_interleaved : {false, true})
+    compare(is_interleaved ? "rope_interleaved" : "rope_halves", [&](const Kernels& k, Matrix out) {
+      k.rope(l, out, {angles.data(), 12, is_interleaved}, head_dim, width / head_dim, positions, 0, num_rows);
+    });
 }
 
 }  // namespace
@@ -189,8 +206,9 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   for (const AttentionForm& form :
        {AttentionForm{"attention", 0, 0.0f, true}, AttentionForm{"attention_window_softcap", 20, 0.5f, true},
         AttentionForm{"attention_whole", 0, 0.0f, false}}) {
-    const auto run = [&](const Kernels& each) { return run_attention(each, form, 34, numbers); };
-    results.push_back({form.name, relative_error(run(scalar::kernels()), run(kernels)), tolerance});
+    const std::vector<float> expected = run_attention(scalar::kernels(), form, 34, numbers),
+                             actual = run_attention(kernels, form, 34, numbers);
+    results.push_back({form.name, relative_error(expected, actual), tolerance, digest_of(actual)});
   }
   test_element_wise(kernels, results);
   return results;

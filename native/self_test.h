@@ -12,6 +12,7 @@ struct SelfTestResult {
   std::string kernel;  // operator and format, such as "linear_q4_1"
   double error;        // largest difference, relative to the largest value
   double tolerance;    // 0 for the f32 arithmetic, whose bits agree; a few roundings of bfloat16 otherwise
+  uint64_t digest;     // of the bits of the results: equal on every machine for kernels of the f32 arithmetic
   bool has_passed() const { return error <= tolerance; }
 };
 

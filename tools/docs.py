@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "subsecond"
 NATIVE = ROOT / "native"
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/repo_map.md", "docs/cli.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/repo_map.md", "docs/cli.md", "docs/models.md")
 BLOCK = re.compile(r"(?P<open><!-- generated:(?P<name>\w+) -->\n)(?P<body>.*?)(?P<close><!-- end -->)", re.DOTALL)
 OPENING_COMMENT = re.compile(r"(?:#pragma once\s*)?((?://[^\n]*\n)+)")
 NOTE = "<!-- written by tools/docs.py; `make format` renews it -->\n"
@@ -151,7 +151,42 @@ def cli() -> str:
     return "\n".join(section.rstrip("\n") + "\n" for section in sections)
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"repo_map": repo_map, "packages": packages, "cli": cli}
+def families() -> str:
+    """Render one row for every model family."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from subsecond.models.families.registry import FAMILIES, family_module
+
+    lines = ["| models | architecture in GGUF | `model_type` in config.json |", "| --- | --- | --- |"]
+    for family in FAMILIES:
+        about = first_sentence(family_module(family).__doc__ or "")
+        names = (", ".join(f"`{name}`" for name in each) for each in (family.names, family.hf_types))
+        lines.append(f"| {about} | {' | '.join(names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def tensor_types() -> str:
+    """Render one row for every tensor type of GGUF files."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from subsecond.backends.native.weights import PACKED_FORMATS
+    from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize
+
+    lines = ["| type | bits a weight | native kernels | fp32 reference |", "| --- | --- | --- | --- |"]
+    for tensor_type in TensorType:
+        layout = BLOCK_LAYOUTS[tensor_type]
+        bits = 8 * layout.num_bytes / layout.num_elements
+        has = [tensor_type.name in PACKED_FORMATS, can_dequantize(tensor_type)]
+        if any(has):
+            lines.append(f"| {tensor_type.name} | {bits:g} | {' | '.join('yes' if each else 'no' for each in has)} |")
+    return "\n".join(lines) + "\n"
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "repo_map": repo_map,
+    "packages": packages,
+    "cli": cli,
+    "families": families,
+    "tensor_types": tensor_types,
+}
 
 
 def renewed(text: str, document: str) -> str:

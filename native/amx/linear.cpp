@@ -14,6 +14,7 @@ namespace {
 
 #include "../avx512/vector.inl.h"
 #include "../elementwise.inl.h"
+#include "../tile_scales.inl.h"
 #include "unpack.inl.h"
 
 constexpr int kTileBytes = 1024;  // an unpacked weight tile
@@ -168,18 +169,10 @@ struct FormatKernels {
   void (*unpack)(const uint8_t*, int64_t, uint16_t*);
 };
 
-template <Format F>
-constexpr FormatKernels kernels_for() {
-  return {stream_4x1<F>, stream_2x2<F>, unpack_panel<F>};
-}
+constexpr auto kFormatKernels =
+    format_table([]<Format F>() { return FormatKernels{stream_4x1<F>, stream_2x2<F>, unpack_panel<F>}; });
 
-constexpr FormatKernels kFormatKernels[] = {
-    kernels_for<Format::kF32>(),  kernels_for<Format::kF16>(),  kernels_for<Format::kBF16>(),
-    kernels_for<Format::kQ4_0>(), kernels_for<Format::kQ4_1>(), kernels_for<Format::kQ5_0>(),
-    kernels_for<Format::kQ8_0>(), kernels_for<Format::kQ4_K>(), kernels_for<Format::kQ6_K>(),
-};
-
-inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[static_cast<int>(format)]; }
+inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[format]; }
 
 // Transpose 16 x 16 words of 32 bits in registers.
 inline void transpose(__m512i (&r)[16]) {

@@ -1,22 +1,21 @@
 // Packed tiles to bfloat16 [16 outputs][32 inputs], the operand that one TDPBF16PS reads; included by amx/linear.cpp.
 //
-// Four- and five-bit codes become a table look-up: the sixteen (32) values d q + m of a row's block are computed once,
+// Codes of up to five bits become a table look-up: the values d q + m that a row's block can take are computed once,
 // rounded to bfloat16, and VPERMW picks one for each code. That is five vector operations for 32 weights of four bits,
 // where conversion of every code would take nine; 2.9 ns for 64 weights on one core of a Sapphire Rapids
 // (docs/lab_log.md).
 
 constexpr int kPrefetchBytes = 2048;  // ahead of the tile being unpacked, in the same stream
 
+// The sixteen rows' scales, w = d * code + m: [n], or [n][2] where inputs 0..15 and 16..31 have their own.
 struct alignas(64) Scales {
-  float d[16];
-  float m[16];
+  float d[32];
+  float m[32];
 };
 
 inline __m512 halves(const uint8_t* p) { return _mm512_cvtph_ps(load32(p)); }
 
 inline __m512 signed_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p))); }
-
-inline __m512 unsigned_bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(p))); }
 
 struct TilePlace {
   const uint8_t* header;
@@ -25,28 +24,33 @@ struct TilePlace {
 
 template <Format F>
 inline TilePlace find_tile(const uint8_t* panel, int64_t t) {
-  constexpr FormatInfo info = kFormats[static_cast<int>(F)];
-  constexpr int64_t super_bytes = info.header_bytes + info.tiles_per_super * info.tile_bytes;
-  const uint8_t* header = panel + t / info.tiles_per_super * super_bytes;
+  constexpr FormatInfo info = format_info(F);
+  const uint8_t* header = panel + t / info.tiles_per_super * info.super_bytes();
   return {header, header + info.header_bytes + t % info.tiles_per_super * info.tile_bytes};
 }
 
-// The sixteen rows' d and m of tile `t`: w = d * code + m. Of Q6_K the scales of inputs 0..15 and 16..31 instead.
-//
-// To be called some tiles before they are used, so that single values need not wait for the store of the whole vector.
+inline void store_interleaved(float* out, V first, V second) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  _mm512_store_ps(out, _mm512_permutex2var_ps(first.v, low, second.v));
+  _mm512_store_ps(out + 16, _mm512_permutex2var_ps(first.v, high, second.v));
+}
+
+// The scales of tile `t`. To be called some tiles before they are used, so that single values need not wait for the
+// store of the whole vector.
 template <Format F>
 inline void read_scales(const uint8_t* panel, int64_t t, Scales& scales) {
-  if constexpr (F <= Format::kBF16) return;
+  if constexpr (format_info(F).is_plain()) return;
   const auto [header, tile] = find_tile<F>(panel, t);
-  __m512 d = halves(F >= Format::kQ4_K ? header : tile), m = _mm512_setzero_ps();
-  if constexpr (F == Format::kQ4_1) m = halves(tile + 32);
-  if constexpr (F == Format::kQ4_0) m = _mm512_mul_ps(d, _mm512_set1_ps(-8.0f));
-  if constexpr (F == Format::kQ4_K) m = _mm512_sub_ps(m, _mm512_mul_ps(halves(header + 32), unsigned_bytes(tile + 16)));
-  if constexpr (F == Format::kQ6_K) m = _mm512_mul_ps(d, signed_bytes(tile + 16));
-  if constexpr (F == Format::kQ4_K) d = _mm512_mul_ps(d, unsigned_bytes(tile));
-  if constexpr (F == Format::kQ6_K) d = _mm512_mul_ps(d, signed_bytes(tile));
-  _mm512_store_ps(scales.d, d);
-  _mm512_store_ps(scales.m, m);
+  const RowScales first = tile_scales<F>(header, tile, 0);
+  if constexpr (format_info(F).num_scales() == 1) {
+    _mm512_store_ps(scales.d, first.d.v);
+    _mm512_store_ps(scales.m, first.m.v);
+  } else {
+    const RowScales second = tile_scales<F>(header, tile, 1);
+    store_interleaved(scales.d, first.d, second.d);
+    store_interleaved(scales.m, first.m, second.m);
+  }
 }
 
 inline void store_row(uint16_t* out, __m512i row) { _mm512_store_si512(out, row); }
@@ -71,36 +75,101 @@ inline __m512i table_indices(const uint8_t* codes) {
   return _mm512_or_si512(_mm512_shldv_epi16(words, words, rotations), _mm512_set1_epi16(1));
 }
 
+// The same for codes of two bits, which come to bits [place, place + 2); the other bits of the index are those of
+// `others`.
+template <int place>
+inline __m512i pair_indices(const uint8_t* codes, __m512i others) {
+  constexpr auto four = [](int l) { return static_cast<int64_t>((place - 2 * l) & 15) * 0x0001000100010001; };
+  const __m512i rotations = _mm512_set_epi64(four(7), four(6), four(5), four(4), four(3), four(2), four(1), four(0));
+  int64_t stored;
+  __builtin_memcpy(&stored, codes, 8);
+  const __m512i words = _mm512_set1_epi64(stored);
+  constexpr int and_or = 0xea;  // a & b | c
+  return _mm512_ternarylogic_epi64(_mm512_shldv_epi16(words, words, rotations), _mm512_set1_epi16(3 << place), others,
+                                   and_or);
+}
+
+// Index bits of such a table that are no code: the odd word, and bit 1 for inputs 16..31.
+inline __m512i half_indices() { return _mm512_inserti64x4(_mm512_set1_epi16(1), _mm256_set1_epi16(3), 1); }
+
+inline uint32_t high_mask(const uint8_t* high) {
+  uint32_t mask;
+  __builtin_memcpy(&mask, high, 4);
+  return mask;
+}
+
+// The table of two rows: value 4 code + 2 (row % 2) + half.
 template <Format F>
-inline void unpack_nibbles(const uint8_t* codes, const Scales& scales, uint16_t* out) {
+inline void unpack_two_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
+  const __m512 codes = _mm512_set_ps(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  const __m512i first = half_indices(), second = _mm512_or_si512(first, _mm512_set1_epi16(4));
+#pragma GCC unroll 4
+  for (int n = 0; n < 16; n += 2) {
+    const __m512 d = _mm512_broadcast_f32x4(_mm_load_ps(scales.d + 2 * n));
+    const __m512 m = _mm512_broadcast_f32x4(_mm_load_ps(scales.m + 2 * n));
+    const __m512i table = as_table(_mm512_fmadd_ps(codes, d, m));
+    const uint8_t* stored = tile + format_info(F).codes_at(n);
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(pair_indices<3>(stored, first), table));
+    store_row(out + 32 * n + 32, _mm512_permutexvar_epi16(pair_indices<3>(stored + 8, second), table));
+  }
+}
+
+// The table of a row: value 2 code + half.
+template <Format F>
+inline void unpack_three_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
+  const __m512 codes = _mm512_set_ps(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+  const auto both = [](const float* p) {
+    double pair;
+    __builtin_memcpy(&pair, p, 8);
+    return _mm512_castpd_ps(_mm512_set1_pd(pair));
+  };
 #pragma GCC unroll 8
   for (int n = 0; n < 16; ++n) {
-    const __m512 values = _mm512_fmadd_ps(steps(), _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
-    store_row(out + 32 * n, _mm512_permutexvar_epi16(table_indices(codes + 16 * n), as_table(values)));
+    const __m512i table = as_table(_mm512_fmadd_ps(codes, both(scales.d + 2 * n), both(scales.m + 2 * n)));
+    const __m512i others = _mm512_mask_add_epi16(half_indices(), high_mask(tile + format_info(F).high_at(n)),
+                                                 half_indices(), _mm512_set1_epi16(16));
+    const __m512i indices = pair_indices<2>(tile + format_info(F).codes_at(n), others);
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(indices, table));
+  }
+}
+
+// Four bits: `values` of the sixteen codes.
+template <Format F>
+inline void unpack_four_bits(const uint8_t* tile, const Scales& scales, __m512 values, uint16_t* out) {
+#pragma GCC unroll 8
+  for (int n = 0; n < 16; ++n) {
+    const __m512 weights = _mm512_fmadd_ps(values, _mm512_set1_ps(scales.d[n]), _mm512_set1_ps(scales.m[n]));
+    const __m512i indices = table_indices(tile + format_info(F).codes_at(n));
+    store_row(out + 32 * n, _mm512_permutexvar_epi16(indices, as_table(weights)));
   }
 }
 
 // Five bits: the fifth chooses between two tables.
+template <Format F>
 inline void unpack_five_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
-  const __m512 lower_steps = _mm512_sub_ps(steps(), _mm512_set1_ps(16.0f));
+  const __m512 upper_steps = _mm512_add_ps(steps(), _mm512_set1_ps(16.0f));
 #pragma GCC unroll 8
   for (int n = 0; n < 16; ++n) {
-    const __m512 d = _mm512_set1_ps(scales.d[n]);
-    const __m512i lower = as_table(_mm512_mul_ps(lower_steps, d)), upper = as_table(_mm512_mul_ps(steps(), d));
-    uint32_t high;
-    __builtin_memcpy(&high, tile + 32 + 4 * n, 4);
-    const __m512i indices = table_indices(tile + 96 + 16 * n);
+    const __m512 d = _mm512_set1_ps(scales.d[n]), m = _mm512_set1_ps(scales.m[n]);
+    const __m512i lower = as_table(_mm512_fmadd_ps(steps(), d, m));
+    const __m512i upper = as_table(_mm512_fmadd_ps(upper_steps, d, m));
+    const __m512i indices = table_indices(tile + format_info(F).codes_at(n));
     const __m512i row = _mm512_permutexvar_epi16(indices, lower);
+    const uint32_t high = high_mask(tile + format_info(F).high_at(n));
     store_row(out + 32 * n, _mm512_mask_permutexvar_epi16(row, high, indices, upper));
   }
 }
 
+template <Format F>
 inline void unpack_six_bits(const uint8_t* tile, const Scales& scales, uint16_t* out) {
   for (int n = 0; n < 16; ++n) {
-    const V low = codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, 0);
-    const V high = codes_u6(tile + 160 + 16 * n, tile + 32 + 8 * n, 1);
-    store_row(out + 32 * n, round_pair(_mm512_mul_ps(low.v, _mm512_set1_ps(scales.d[n])),
-                                       _mm512_mul_ps(high.v, _mm512_set1_ps(scales.m[n]))));
+    __m512 weights[2];
+    for (int half = 0; half < 2; ++half) {
+      const V codes = codes_u6(tile + format_info(F).codes_at(n), tile + format_info(F).high_at(n), half);
+      const int scale = 2 * n + half;
+      weights[half] = _mm512_fmadd_ps(codes.v, _mm512_set1_ps(scales.d[scale]), _mm512_set1_ps(scales.m[scale]));
+    }
+    store_row(out + 32 * n, round_pair(weights[0], weights[1]));
   }
 }
 
@@ -114,12 +183,13 @@ inline void unpack_bytes(const uint8_t* tile, const Scales& scales, uint16_t* ou
   }
 }
 
-inline void unpack_plain(Format format, const uint8_t* tile, uint16_t* out) {
+template <Format F>
+inline void unpack_plain(const uint8_t* tile, uint16_t* out) {
   for (int n = 0; n < 16; ++n) {
-    const uint8_t* row = tile + n * (format == Format::kF32 ? 128 : 64);
-    if (format == Format::kBF16) {
+    const uint8_t* row = tile + format_info(F).codes_at(n);
+    if constexpr (F == Format::kBF16) {
       store_row(out + 32 * n, _mm512_loadu_si512(row));
-    } else if (format == Format::kF16) {
+    } else if constexpr (F == Format::kF16) {
       store_row(out + 32 * n, round_pair(halves(row), halves(row + 32)));
     } else {
       const float* values = reinterpret_cast<const float*>(row);
@@ -131,17 +201,16 @@ inline void unpack_plain(Format format, const uint8_t* tile, uint16_t* out) {
 // Tile `t` of a panel into `out`.
 template <Format F>
 inline void unpack_tile(const uint8_t* panel, int64_t t, const Scales& scales, uint16_t* out) {
+  constexpr FormatInfo info = format_info(F);
   const uint8_t* tile = find_tile<F>(panel, t).tile;
-  for (int i = 0; i < kFormats[static_cast<int>(F)].tile_bytes; i += 64)
+  for (int i = 0; i < info.tile_bytes; i += 64)
     _mm_prefetch(reinterpret_cast<const char*>(tile) + kPrefetchBytes + i, _MM_HINT_T0);
-  if constexpr (F <= Format::kBF16)
-    unpack_plain(F, tile, out);
-  else if constexpr (F == Format::kQ8_0)
-    unpack_bytes(tile, scales, out);
-  else if constexpr (F == Format::kQ6_K)
-    unpack_six_bits(tile, scales, out);
-  else if constexpr (F == Format::kQ5_0)
-    unpack_five_bits(tile, scales, out);
-  else
-    unpack_nibbles<F>(tile + (F == Format::kQ4_1 ? 64 : 32), scales, out);
+  if constexpr (info.is_plain()) unpack_plain<F>(tile, out);
+  if constexpr (info.codes == CodeFields::kTwoBits) unpack_two_bits<F>(tile, scales, out);
+  if constexpr (info.codes == CodeFields::kThreeBits) unpack_three_bits<F>(tile, scales, out);
+  if constexpr (info.codes == CodeFields::kFourBits) unpack_four_bits<F>(tile, scales, steps(), out);
+  if constexpr (info.codes == CodeFields::kNonlinear) unpack_four_bits<F>(tile, scales, nonlinear_values(), out);
+  if constexpr (info.codes == CodeFields::kFiveBits) unpack_five_bits<F>(tile, scales, out);
+  if constexpr (info.codes == CodeFields::kSixBits) unpack_six_bits<F>(tile, scales, out);
+  if constexpr (info.codes == CodeFields::kBytes) unpack_bytes(tile, scales, out);
 }

@@ -99,6 +99,15 @@ inline Codes fields(__m256i words, int half, int width) {
   return {_mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi32(first, width), mask)};
 }
 
+// Eight two-bit fields of four words: inputs 16 half .. 16 half + 15 begin at bit 8 half.
+inline Codes pairs(const uint8_t* p, int half) {
+  const __m128i words = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m256i first = _mm256_srlv_epi32(_mm256_broadcastsi128_si256(_mm_srli_epi32(words, 8 * half)),
+                                          _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
+  const __m256i mask = _mm256_set1_epi32(3);
+  return {_mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi32(first, 4), mask)};
+}
+
 inline Codes nibbles(const uint8_t* p, int half) { return fields(_mm256_cvtepu16_epi32(load16(p)), half, 4); }
 
 inline V codes_u4(const uint8_t* p, int half) {
@@ -106,25 +115,50 @@ inline V codes_u4(const uint8_t* p, int half) {
   return to_float(codes.low, codes.high);
 }
 
-inline __m256i fifth_bit(int byte) {
-  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i is_set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), bit), bit);
-  return _mm256_and_si256(is_set, _mm256_set1_epi32(16));
+// Bits 8 group .. 8 group + 7 of a word, one a lane, at bit `place`: taken to the top of the lane and back down.
+inline __m256i high_bits(__m256i word, int group, int place) {
+  const __m256i to_top = _mm256_sub_epi32(_mm256_set1_epi32(31 - 8 * group), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i bits = _mm256_srli_epi32(_mm256_sllv_epi32(word, to_top), 31 - place);
+  return _mm256_and_si256(bits, _mm256_set1_epi32(1 << place));
+}
+
+inline V with_high_bits(Codes codes, const uint8_t* high, int half, int place) {
+  int32_t stored;
+  __builtin_memcpy(&stored, high, 4);
+  const __m256i word = _mm256_set1_epi32(stored);
+  return to_float(_mm256_or_si256(codes.low, high_bits(word, 2 * half, place)),
+                  _mm256_or_si256(codes.high, high_bits(word, 2 * half + 1, place)));
+}
+
+inline V codes_u2(const uint8_t* p, int half) {
+  const Codes codes = pairs(p, half);
+  return to_float(codes.low, codes.high);
+}
+
+inline V codes_u3(const uint8_t* p, const uint8_t* high, int half) {
+  return with_high_bits(pairs(p, half), high, half, 2);
 }
 
 inline V codes_u5(const uint8_t* p, const uint8_t* high, int half) {
-  const Codes codes = nibbles(p, half);
-  return to_float(_mm256_or_si256(codes.low, fifth_bit(high[2 * half])),
-                  _mm256_or_si256(codes.high, fifth_bit(high[2 * half + 1])));
+  return with_high_bits(nibbles(p, half), high, half, 4);
 }
 
 inline V codes_u6(const uint8_t* p, const uint8_t* high, int half) {
   const Codes codes = nibbles(p, half);
-  const Codes pairs = fields(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))), half, 2);
-  const __m256i offset = _mm256_set1_epi32(32);
-  const __m256i low = _mm256_or_si256(codes.low, _mm256_slli_epi32(pairs.low, 4));
-  const __m256i top = _mm256_or_si256(codes.high, _mm256_slli_epi32(pairs.high, 4));
-  return to_float(_mm256_sub_epi32(low, offset), _mm256_sub_epi32(top, offset));
+  const Codes top = fields(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))), half, 2);
+  return to_float(_mm256_or_si256(codes.low, _mm256_slli_epi32(top.low, 4)),
+                  _mm256_or_si256(codes.high, _mm256_slli_epi32(top.high, 4)));
+}
+
+// The looked-up byte, taken to the top of its lane and back down with its sign; the other bytes are shifted out.
+inline __m256i nonlinear(__m256i codes) {
+  const __m256i table = _mm256_broadcastsi128_si256(load16(reinterpret_cast<const uint8_t*>(kNonlinearValues)));
+  return _mm256_srai_epi32(_mm256_slli_epi32(_mm256_shuffle_epi8(table, codes), 24), 24);
+}
+
+inline V codes_nonlinear(const uint8_t* p, int half) {
+  const Codes codes = nibbles(p, half);
+  return to_float(nonlinear(codes.low), nonlinear(codes.high));
 }
 
 inline V codes_s8(const uint8_t* p) {

@@ -65,19 +65,43 @@ inline __m512i fields(__m256i words, int half, int width) {
 
 inline __m512i nibbles(const uint8_t* p, int half) { return fields(_mm256_cvtepu16_epi32(load16(p)), half, 4); }
 
+// Two-bit fields of four words: inputs 16 half .. 16 half + 15.
+inline __m512i pairs(const uint8_t* p, int half) {
+  const __m128i words = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m512i shift =
+      _mm512_add_epi32(_mm512_set_epi32(6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0), _mm512_set1_epi32(8 * half));
+  return _mm512_and_si512(_mm512_srlv_epi32(_mm512_broadcast_i32x4(words), shift), _mm512_set1_epi32(3));
+}
+
+inline V with_high_bits(__m512i codes, const uint8_t* high, int half, int place) {
+  uint16_t bits;
+  __builtin_memcpy(&bits, high + 2 * half, 2);
+  return {_mm512_cvtepi32_ps(_mm512_mask_or_epi32(codes, bits, codes, _mm512_set1_epi32(1 << place)))};
+}
+
+inline V codes_u2(const uint8_t* p, int half) { return {_mm512_cvtepi32_ps(pairs(p, half))}; }
+
+inline V codes_u3(const uint8_t* p, const uint8_t* high, int half) {
+  return with_high_bits(pairs(p, half), high, half, 2);
+}
+
 inline V codes_u4(const uint8_t* p, int half) { return {_mm512_cvtepi32_ps(nibbles(p, half))}; }
 
 inline V codes_u5(const uint8_t* p, const uint8_t* high, int half) {
-  uint16_t bits;
-  __builtin_memcpy(&bits, high + 2 * half, 2);
-  const __m512i codes = nibbles(p, half);
-  return {_mm512_cvtepi32_ps(_mm512_mask_or_epi32(codes, bits, codes, _mm512_set1_epi32(16)))};
+  return with_high_bits(nibbles(p, half), high, half, 4);
 }
 
 inline V codes_u6(const uint8_t* p, const uint8_t* high, int half) {
-  const __m512i pairs = fields(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))), half, 2);
-  const __m512i codes = _mm512_or_si512(nibbles(p, half), _mm512_slli_epi32(pairs, 4));
-  return {_mm512_cvtepi32_ps(_mm512_sub_epi32(codes, _mm512_set1_epi32(32)))};
+  const __m512i top = fields(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high))), half, 2);
+  return {_mm512_cvtepi32_ps(_mm512_or_si512(nibbles(p, half), _mm512_slli_epi32(top, 4)))};
+}
+
+inline __m512 nonlinear_values() {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(reinterpret_cast<const uint8_t*>(kNonlinearValues))));
+}
+
+inline V codes_nonlinear(const uint8_t* p, int half) {
+  return {_mm512_permutexvar_ps(nibbles(p, half), nonlinear_values())};
 }
 
 inline V codes_s8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p)))}; }

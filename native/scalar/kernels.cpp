@@ -109,6 +109,21 @@ V codes_bf16(const uint8_t* p) {
 
 int nibble(const uint8_t* p, int k) { return ((p[2 * (k % 8)] | p[2 * (k % 8) + 1] << 8) >> (4 * (k / 8))) & 15; }
 
+int pair(const uint8_t* p, int k) { return ((p[2 * (k % 4)] | p[2 * (k % 4) + 1] << 8) >> (2 * (k / 4))) & 3; }
+
+int high_bit(const uint8_t* high, int k) { return high[k / 8] >> (k % 8) & 1; }
+
+V codes_u2(const uint8_t* p, int half) {
+  return V::each([&](int i) { return static_cast<float>(pair(p, 16 * half + i)); });
+}
+
+V codes_u3(const uint8_t* p, const uint8_t* high, int half) {
+  return V::each([&](int i) {
+    const int k = 16 * half + i;
+    return static_cast<float>(pair(p, k) + 4 * high_bit(high, k));
+  });
+}
+
 V codes_u4(const uint8_t* p, int half) {
   return V::each([&](int i) { return static_cast<float>(nibble(p, 16 * half + i)); });
 }
@@ -116,15 +131,19 @@ V codes_u4(const uint8_t* p, int half) {
 V codes_u5(const uint8_t* p, const uint8_t* high, int half) {
   return V::each([&](int i) {
     const int k = 16 * half + i;
-    return static_cast<float>(nibble(p, k) + 16 * (high[k / 8] >> (k % 8) & 1));
+    return static_cast<float>(nibble(p, k) + 16 * high_bit(high, k));
   });
 }
 
 V codes_u6(const uint8_t* p, const uint8_t* high, int half) {
   return V::each([&](int i) {
     const int k = 16 * half + i;
-    return static_cast<float>(nibble(p, k) + 16 * (high[k % 8] >> (2 * (k / 8)) & 3) - 32);
+    return static_cast<float>(nibble(p, k) + 16 * (high[k % 8] >> (2 * (k / 8)) & 3));
   });
+}
+
+V codes_nonlinear(const uint8_t* p, int half) {
+  return V::each([&](int i) { return static_cast<float>(kNonlinearValues[nibble(p, 16 * half + i)]); });
 }
 
 V codes_s8(const uint8_t* p) {

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         SubsecondError,
         UnsupportedError,
     )
+    from subsecond.embedder import Embedder, load_embedder
 
     __version__: str
 
 __all__ = [
     "DownloadError",
+    "Embedder",
     "FormatError",
     "InputError",
     "IntegrityError",
@@ -32,10 +34,12 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "load",
+    "load_embedder",
 ]
 
 _MODULE_BY_NAME = {
     "DownloadError": "subsecond.core.errors",
+    "Embedder": "subsecond.embedder",
     "FormatError": "subsecond.core.errors",
     "InputError": "subsecond.core.errors",
     "IntegrityError": "subsecond.core.errors",
@@ -44,6 +48,7 @@ _MODULE_BY_NAME = {
     "SubsecondError": "subsecond.core.errors",
     "UnsupportedError": "subsecond.core.errors",
     "load": "subsecond.api",
+    "load_embedder": "subsecond.embedder",
 }
 
 

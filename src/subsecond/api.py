@@ -8,20 +8,25 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from subsecond.backends.protocol import Backend
-from subsecond.core.errors import InputError
+from subsecond.core.errors import InputError, SubsecondError
 from subsecond.core.settings import settings_of
 from subsecond.engine.local import LocalEngine
 from subsecond.engine.request import ContextLengthError, Request, SamplingParams
 from subsecond.engine.text import Completion, TextStream
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 from subsecond.models.detokenizer import StreamingDetokenizer
-from subsecond.models.prompt import Message, encode_messages
+from subsecond.models.prompt import Message, encode_messages, message_texts
+from subsecond.models.reasoning import ReasoningMarkers, ReasoningSplitter, find_markers, split_reasoning
 from subsecond.models.store import resolve
+
+if TYPE_CHECKING:
+    from subsecond.models.chat_template import ChatTemplate
 
 MAX_STEP_ROWS = 512
 # No prompt of real text has tokens this long on average; encoding a longer one would only delay the refusal.
@@ -55,6 +60,8 @@ def load(
     if backend not in ("native", "torch"):
         raise InputError(f"backend={backend!r} is not allowed; give 'native' or 'torch'")
     checkpoint = open_checkpoint(resolve(os.fspath(model)))
+    if checkpoint.config.pooling is not None:
+        raise InputError(f"{checkpoint.config.name} is an embedding model; use subsecond.load_embedder")
     # reading weights leaves the interpreter free, so what prompts need is made ready meanwhile
     with ThreadPoolExecutor(1, "subsecond-load") as pool:
         text_side = pool.submit(_load_text_side, checkpoint)
@@ -79,8 +86,13 @@ class Model:
 
     A prompt is a text, which becomes one message of the user, or a list of {"role": ..., "content": ...}; the chat
     template of the model is applied to both, and what a message says can never act as a control token. With
-    `raw=True` a text goes to the model as it is, control tokens in it included. A model without a chat template
-    continues a text. The other arguments are the fields of `SamplingParams`.
+    `raw=True` a text goes to the model as it is, control tokens in it included, and the answer comes as it is. A model
+    without a chat template continues a text.
+
+    Models that reason before they answer give both parts, `reasoning` and `text`; max_tokens counts both, stop texts
+    end the latter. `enable_thinking` turns reasoning on or off where the template has a switch for it, None leaves it
+    as the model has it; `template_kwargs` are further variables of the template. The other arguments are the fields of
+    `SamplingParams`.
     """
 
     def __init__(self, checkpoint: Checkpoint, backend: Backend, *, load_ms: float = 0.0) -> None:
@@ -91,25 +103,37 @@ class Model:
         self._request_numbers = itertools.count(1)
         self._is_closed = False
 
-    def generate(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> Completion:
-        """Answer, and return the whole answer with its usage and times."""
-        return self.stream(prompt, raw=raw, **settings).collect()
+    def generate(self, prompt: str | Sequence[Message], **options: Any) -> Completion:
+        """Answer, and return the whole answer with its usage and times; takes what `stream` takes."""
+        return self.stream(prompt, **options).collect()
 
-    async def agenerate(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> Completion:
+    async def agenerate(self, prompt: str | Sequence[Message], **options: Any) -> Completion:
         """As `generate`, without blocking the event loop."""
-        return await self.astream(prompt, raw=raw, **settings).acollect()
+        return await self.astream(prompt, **options).acollect()
 
-    def stream(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> TextStream:
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        enable_thinking: bool | None = None,
+        template_kwargs: Mapping[str, object] | None = None,
+        **settings: Any,
+    ) -> TextStream:
         """Answer piece by piece, to be read with `for`; leaving the loop or dropping the stream ends the answer.
 
         Raises:
             InputError: the prompt or a setting is not allowed, or both are too long for the context.
+            FormatError, UnsupportedError: the chat template is damaged, or needs what this version does not have.
         """
         start_s = time.perf_counter()
         params = _sampling_params(settings)
         tokenizer = self.checkpoint.tokenizer
+        prompt_ids = self.encode_prompt(
+            prompt, raw=raw, enable_thinking=enable_thinking, template_kwargs=template_kwargs
+        )
         request = Request(
-            prompt_ids=tuple(self.encode_prompt(prompt, raw=raw)),
+            prompt_ids=tuple(prompt_ids),
             params=params,
             id=f"local-{next(self._request_numbers)}",
             eos_ids=tuple(tokenizer.eos_ids),
@@ -119,37 +143,74 @@ class Model:
         return TextStream(
             tokens,
             StreamingDetokenizer(tokenizer),
+            splitter=None if raw else ReasoningSplitter(self._markers, tokenizer, prompt_ids),
             stop=params.stop,
             has_logprobs=params.num_logprobs > 0,
             load_ms=self.load_ms,
         )
 
-    def astream(self, prompt: str | Sequence[Message], *, raw: bool = False, **settings: Any) -> TextStream:
+    def astream(self, prompt: str | Sequence[Message], **options: Any) -> TextStream:
         """As `stream`, to be read with `async for`."""
-        return self.stream(prompt, raw=raw, **settings)
+        return self.stream(prompt, **options)
 
-    def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        raw: bool = False,
+        enable_thinking: bool | None = None,
+        template_kwargs: Mapping[str, object] | None = None,
+    ) -> list[int]:
         """Return the token ids that a prompt comes to, chat template included."""
         self._check_prompt(prompt)
+        has_variables = enable_thinking is not None or template_kwargs not in (None, {})
         if raw:
             if not isinstance(prompt, str):
                 raise InputError("raw=True takes a text, not a list of messages")
+            if has_variables:
+                raise InputError(
+                    "raw=True goes without the chat template; leave enable_thinking and template_kwargs out"
+                )
             return self._encode_plain(prompt, allow_special=True)
         template = self.checkpoint.chat_template
-        if isinstance(prompt, str):
-            if template is None:
-                return self._encode_plain(prompt, allow_special=False)
-            prompt = [{"role": "user", "content": prompt}]
         if template is None:
-            raise InputError("this model has no chat template; give the prompt as one text")
-        return encode_messages(self.checkpoint.tokenizer, template.render, prompt)
+            if has_variables:
+                raise InputError("this model has no chat template; leave enable_thinking and template_kwargs out")
+            if not isinstance(prompt, str):
+                raise InputError("this model has no chat template; give the prompt as one text")
+            return self._encode_plain(prompt, allow_special=False)
+        variables = template.settings(enable_thinking, template_kwargs) if has_variables else {}
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else self._history(prompt, template)
+        return encode_messages(self.checkpoint.tokenizer, template.render, messages, variables)
+
+    @cached_property
+    def _markers(self) -> ReasoningMarkers | None:
+        template = self.checkpoint.chat_template
+        return find_markers(self.checkpoint.tokenizer.control_tokens, template.source if template else None)
+
+    def _history(self, messages: Sequence[Any], template: ChatTemplate) -> list[Message]:
+        """The messages, with reasoning that stands in the assistant's content moved to where templates look for it.
+
+        Templates that look for it in the content would not find it there once it is protected, as all texts are.
+        """
+        markers = self._markers
+        if markers is None or markers.closing not in template.source:
+            return list(messages)
+        history: list[Message] = []
+        for message in messages:
+            content = message.get("content") if isinstance(message, Mapping) else None
+            parts = None
+            if isinstance(content, str) and message.get("role") == "assistant" and "reasoning_content" not in message:
+                parts = split_reasoning(content, markers)
+            history.append({**message, "reasoning_content": parts[0], "content": parts[1]} if parts else message)
+        return history
 
     def _check_prompt(self, prompt: object) -> None:
         """Raise InputError for what is no prompt, or far beyond the context before it is encoded."""
         if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Sequence):
             raise InputError(f"the prompt is {type(prompt).__name__}; give a text or a list of messages")
-        texts = [prompt] if isinstance(prompt, str) else [m.get("content") for m in prompt if isinstance(m, Mapping)]
-        num_chars = sum(len(text) for text in texts if isinstance(text, str))
+        texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message_texts(message)]
+        num_chars = sum(map(len, texts))
         limit = self.checkpoint.config.context_length
         if num_chars > limit * MAX_CHARS_PER_TOKEN:
             raise ContextLengthError(
@@ -201,8 +262,8 @@ def _load_text_side(checkpoint: Checkpoint) -> None:
     """Read the tokenizer and compile the chat template, which would otherwise happen at the first prompt."""
     tokenizer, template = checkpoint.tokenizer, checkpoint.chat_template
     if template is not None:
-        # a template that refuses these messages may accept others, and raw prompts need none
-        with suppress(InputError):
+        # a template that refuses these messages may accept others, and raw prompts need none at all
+        with suppress(SubsecondError):
             encode_messages(tokenizer, template.render, [{"role": "user", "content": "hi"}])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections import defaultdict
@@ -12,12 +13,23 @@ import pytest
 from tests.arch.source_tree import ROOT, report
 
 ISA_FOLDERS = ("avx2", "avx512", "amx")
+X86_64 = (62).to_bytes(2, "little")  # the machine in the header of an object file
+# What x86-64 has from its first processors on needs none of these registers, encodings and instructions.
+OPTIONAL_INSTRUCTION = re.compile(
+    r"%[yzt]mm\d|%k[0-7]\b|\tv(?!er[rw])\w+|"
+    r"\t(?:popcnt|lzcnt|andn|bextr|bzhi|pdep|pext|mulx|rorx|s[ah][lr]x|movbe|pshufb)\w? "
+)
 
 
 def core_objects() -> list[Path]:
-    """Return the object files of the extension's core whose sources still exist, from every build folder."""
+    """Return the x86-64 object files of the extension's core whose sources still exist, from every build folder."""
     found = (ROOT / "build").rglob("subsecond_core.dir/native/**/*.cpp.o")
-    return sorted(path for path in found if source_of(path).is_file())
+    return sorted(path for path in found if source_of(path).is_file() and machine_of(path) == X86_64)
+
+
+def machine_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(20)[18:]
 
 
 def source_of(path: Path) -> Path:
@@ -50,3 +62,18 @@ def test_isa_objects_share_no_inline_function() -> None:
         if len(folders) > 1 and not folders.isdisjoint(ISA_FOLDERS)
     ]
     assert not faults, report("Inline functions and templates of an ISA folder live in its own namespace:", faults)
+
+
+def test_code_outside_isa_folders_runs_on_every_processor() -> None:
+    objects = [path for path in core_objects() if path.parent.name not in ISA_FOLDERS]
+    if not objects:
+        pytest.skip("no build folder with x86-64 object files beside the sources: nothing to inspect")
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump (binutils) is not installed: object files cannot be read")
+    faults = []
+    for path in objects:
+        command = ["objdump", "--disassemble", "--no-show-raw-insn", str(path)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        found = [line.strip() for line in output.splitlines() if OPTIONAL_INSTRUCTION.search(line)]
+        faults += [f"{source_of(path).relative_to(ROOT)}: {found[0]} and {len(found) - 1} more"] if found else []
+    assert not faults, report("Instructions that not every x86-64 processor has:", faults)

@@ -22,7 +22,7 @@ from tests.arch.source_tree import (
 # Top to bottom. A package may import from rows below its own, never from its own row or above.
 LAYERS = (
     ("cli",),
-    ("api",),
+    ("api", "embedder"),
     ("apps", "optimize"),
     ("compress", "serve", "cluster"),
     ("measure",),

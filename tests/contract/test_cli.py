@@ -2,121 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from subsecond.cli import chat
 from subsecond.cli import main as cli
-from subsecond.core.errors import InputError
-from subsecond.engine.request import ContextLengthError, SamplingParams
-from subsecond.engine.text import Completion, TextChunk, Timing, Usage
+from subsecond.engine.request import SamplingParams
 from subsecond.models import store
-
-WORDS = ("Hello", " wide", " world")
-
-
-class FakeStream:
-    """An answer of three words."""
-
-    def __init__(self, fail_after: int | None = None) -> None:
-        self._fail_after = fail_after
-        self._is_cancelled = False
-        self.tokens = SimpleNamespace(
-            ttft_ms=12.4, tpot_ms=4.0, num_prompt_tokens=5, cached_tokens=2, num_tokens=len(WORDS)
-        )
-
-    def __iter__(self) -> Iterator[TextChunk]:
-        for index, word in enumerate(WORDS):
-            if index == self._fail_after:
-                raise KeyboardInterrupt
-            yield TextChunk(word, (index,), "stop" if index == len(WORDS) - 1 else None, ())
-
-    def cancel(self) -> None:
-        self._is_cancelled = True
-
-    def collect(self) -> Completion:
-        if self._fail_after is not None and not self._is_cancelled:
-            raise KeyboardInterrupt
-        return Completion(
-            text="".join(WORDS[: self._fail_after]),
-            token_ids=(0, 1, 2)[: self._fail_after],
-            finish_reason="cancelled" if self._is_cancelled else "stop",
-            logprobs=(),
-            usage=Usage(5, 3, 2),
-            timing=Timing(80.0, 12.4, 4.0, 20.40004),
-            seed=7,
-            variant="fake",
-        )
-
-
-class FakeModel:
-    """Answers every prompt alike and remembers what it was asked."""
-
-    load_ms = 80.0
-
-    def __init__(self) -> None:
-        self.prompts: list[Any] = []
-        self.settings: dict[str, Any] = {}
-        self.loaded: tuple[Any, dict[str, Any]] = (None, {})
-        self.fail_after: int | None = None
-
-    def stream(self, prompt: Any, *, raw: bool = False, **settings: Any) -> FakeStream:
-        if prompt == "refused" or prompt[-1] == {"role": "user", "content": "refused"}:
-            raise InputError("this prompt is refused")
-        if prompt[-1] == {"role": "user", "content": "interrupted"}:
-            raise KeyboardInterrupt
-        if prompt[-1] == {"role": "user", "content": "long"}:
-            raise ContextLengthError("the prompt has 9 tokens, but the context length is 8 tokens")
-        self.prompts.append(("raw", prompt) if raw else prompt)
-        self.settings = settings
-        return FakeStream(self.fail_after)
-
-    def generate(self, prompt: Any, **settings: Any) -> Completion:
-        return self.stream(prompt, **settings).collect()
-
-    def __enter__(self) -> FakeModel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+from tests.contract.fake_model import FakeModel, turns
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SUBSECOND_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where other programs keep their models
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
-    fake = FakeModel()
-
-    def load(name: str, **options: Any) -> FakeModel:
-        fake.loaded = (name, options)
-        return fake
-
-    monkeypatch.setattr("subsecond.api.load", load)
-    return fake
-
-
-@pytest.fixture
-def feed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | bytes], None]:
-    """Sets standard input."""
-
-    def give(content: str | bytes) -> None:
-        data = content if isinstance(content, bytes) else content.encode()
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-
-    return give
 
 
 @pytest.mark.parametrize(
@@ -127,6 +36,7 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | bytes], None]:
         (["run"], "MODEL, PROMPT"),
         (["run", "m", "p", "--top-k", "many"], "invalid int value"),
         (["run", "m", "p", "--logit-bias", "42"], "expected ID=X, for example 42=-5; got '42'"),
+        (["run", "m", "p", "--template-kwargs", "[1]"], "expected a JSON object, for example"),
         (["run", "m", "p", "--backend", "abacus"], "invalid choice"),
         (["pull"], "the following arguments are required"),
         (["doctor", "extra"], "unrecognized arguments"),
@@ -151,6 +61,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
     [
         (["run", "smollm2-135m", "hi"], "fetch it with: subsecond pull smollm2-135m"),
         (["run", "m", "hi", "--temperature", "-1"], "--temperature -1.0 is not allowed; give a number from 0"),
+        (["run", "m", "hi", "--raw", "--thinking"], "--raw goes without the chat template"),
         (["run", "m", "hi", "--raw", "--system", "s"], "--raw and --system exclude each other"),
         (["chat", "nothing"], "there is no model 'nothing'"),
         (["show", "no/such.gguf"], "there is no file or folder 'no/such.gguf'"),
@@ -189,6 +100,7 @@ def test_run_json_is_one_object(model: FakeModel, capsys: pytest.CaptureFixture[
     assert printed.out.count("\n") == 1
     assert json.loads(printed.out) == {
         "text": "Hello wide world",
+        "reasoning": "",
         "token_ids": [0, 1, 2],
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 2},
@@ -265,14 +177,6 @@ def test_too_little_memory_is_a_plain_message(
     monkeypatch.setattr("subsecond.api.load", load)
     assert cli.main(["run", "m", "hi"]) == 1
     assert "the memory does not suffice" in capsys.readouterr().err
-
-
-def turns(*texts: str, answer: str = "Hello wide world") -> list[dict[str, str]]:
-    """The messages that stand before the answer to the last text."""
-    messages = []
-    for text in texts:
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-    return messages[:-1]
 
 
 def test_chat_keeps_the_conversation(
@@ -382,12 +286,18 @@ def test_list_pull_and_rm_of_a_model_on_disk(
     path.write_bytes(bytes(2_500_000))
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["NAME", "ON", "DISK", "PACKED", "DESCRIPTION"]
-    assert lines[1].split()[:3] == ["smollm2-135m", "2.5", "MB"]
+    assert lines[0].split() == ["NAME", "ORIGIN", "ON", "DISK", "PACKED", "DESCRIPTION"]
+    assert lines[1].split()[:4] == ["smollm2-135m", "subsecond", "2.5", "MB"]
     assert cli.main(["list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["models"] == [
-        {"name": "smollm2-135m", "path": str(path), "file_bytes": 2_500_000, "artifact_bytes": 0}
+        {
+            "name": "smollm2-135m",
+            "origin": "subsecond",
+            "path": str(path),
+            "file_bytes": 2_500_000,
+            "artifact_bytes": 0,
+        }
     ]
     assert {entry["name"] for entry in listed["available"]} >= {"qwen2.5-coder-0.5b", "smollm2-360m"}
     assert cli.main(["pull", "smollm2-135m"]) == 0
@@ -398,6 +308,33 @@ def test_list_pull_and_rm_of_a_model_on_disk(
     assert cli.main(["rm", "smollm2-135m", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"name": "smollm2-135m", "freed_bytes": 2_500_000}
     assert not path.exists()
+
+
+def test_models_of_other_programs_are_listed_and_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / "1" / "tiny.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"GGUF\x03\0\0\0" + bytes(1_500_000))
+    assert cli.main(["list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["hf:owner/tiny", "hugging", "face", "1.5", "MB", "-"] in lines
+    assert cli.main(["list", "--json"]) == 0
+    wanted = {
+        "name": "hf:owner/tiny",
+        "origin": "hugging face",
+        "path": str(path),
+        "file_bytes": 1_500_008,
+        "artifact_bytes": 0,
+    }
+    assert wanted in json.loads(capsys.readouterr().out)["models"]
+    for name in ("hf:owner/tiny", "tiny"):
+        assert cli.main(["rm", name]) == 1
+        assert "to delete it: hf cache rm model/owner/tiny" in capsys.readouterr().err
+    assert cli.main(["pull", "hf:owner/tiny"]) == 1
+    assert "which is read where it lies" in capsys.readouterr().err
+    assert path.exists()
 
 
 @pytest.mark.usefixtures("packed")
@@ -418,7 +355,7 @@ def test_pull_shows_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_doctor_reports_machine_store_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert code == (0 if "error" not in report["native"] else 1)
+    assert code == (0 if report["native"]["error"] is None else 1)
     assert report["machine"]["num_usable_cores"] >= 1
     assert set(report["extras"]) == {"compress", "hub", "cluster"}
     assert report["store"]["num_models"] == 0
@@ -427,6 +364,41 @@ def test_doctor_reports_machine_store_and_what_is_missing(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert report["machine"]["processor_name"] in text
     assert "huge pages" in text
+
+
+def test_doctor_says_of_each_instruction_set_whether_it_runs_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBSECOND_ISA", "scalar")
+    assert cli.main(["doctor", "--json"]) == 0
+    native = json.loads(capsys.readouterr().out)["native"]
+    assert (native["chosen"], native["forced_by"], native["arithmetic"]) == ("scalar", "SUBSECOND_ISA", "f32")
+    by_isa = {isa["isa"]: isa for isa in native["instruction_sets"]}
+    assert by_isa["scalar"] == {
+        "isa": "scalar",
+        "can_run": True,
+        "is_chosen": True,
+        "missing": [],
+        "self_test": "passed",
+        "reason": "SUBSECOND_ISA=scalar asks for it",
+    }
+    for isa in by_isa.values():
+        assert isa["can_run"] == (not isa["missing"]) == (isa["self_test"] == "passed")
+        assert isa["is_chosen"] == (isa["isa"] == "scalar")
+    cli.main(["doctor"])
+    assert "kernels scalar" in capsys.readouterr().out
+
+
+def test_doctor_reports_although_the_instruction_set_asked_for_cannot_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBSECOND_ISA", "sve9")
+    assert cli.main(["doctor", "--json"]) == 1
+    native = json.loads(capsys.readouterr().out)["native"]
+    assert native["chosen"] is None and "sve9" in native["error"] and "scalar" in native["error"]
+    assert [isa["isa"] for isa in native["instruction_sets"]][-1] == "scalar"
+    cli.main(["doctor"])
+    assert "SUBSECOND_ISA=sve9" in capsys.readouterr().out
 
 
 def in_new_process(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

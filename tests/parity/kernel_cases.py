@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
+from subsecond.backends.native.weights import PACKED_FORMATS
 
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 F32_ISAS = [isa for isa in ISAS if isa != "amx"]
-FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
-BLOCK_INPUTS = {"F32": 1, "F16": 1, "BF16": 1, "Q4_K": 256, "Q6_K": 256}  # 32 where not listed
+FORMATS = PACKED_FORMATS
+BLOCK_INPUTS = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
+SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
+"""Byte offsets of the float16 fields of a stored block; (0,) where not listed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: 
         stored = gguf.quants.quantize(plain, kind)
     else:
         stored = rng.integers(0, 256, (n, k // per_block, block_bytes), dtype=np.uint8)
-        for at in {"Q6_K": (208,), "Q4_1": (0, 2), "Q4_K": (0, 2)}.get(name, (0,)):
+        for at in SCALES_AT.get(name, (0,)):
             scale = rng.uniform(0.002, 0.02, stored.shape[:2]).astype(np.float16)
             stored[..., at : at + 2] = scale.view(np.uint8).reshape(*scale.shape, 2)
         stored = stored.reshape(n, -1)

@@ -29,6 +29,37 @@ from tests.parity.kernel_cases import random_weight
 
 NUM_BLOCKS = 40
 MAX_ROWS = 600
+# Of the even and of the odd layers. Experts are narrower than the blocks of the K formats.
+LAYER_FORMATS: tuple[Mapping[str, str], ...] = (
+    {
+        "attn_qkv": "Q4_0",
+        "attn_q.": "Q4_1",
+        "attn_k.": "Q8_0",
+        "attn_v.": "Q5_0",
+        "attn_output": "Q4_0",
+        "ffn_gate_inp": "F32",
+        "ffn_gate_exps": "Q8_0",
+        "ffn_up_exps": "Q4_1",
+        "ffn_down_exps": "Q5_0",
+        "ffn_gate": "Q4_K",
+        "ffn_up": "Q4_K",
+        "ffn_down": "Q6_K",
+    },
+    {
+        "attn_qkv": "Q4_0",
+        "attn_q.": "Q5_1",
+        "attn_k.": "IQ4_NL",
+        "attn_v.": "Q2_K",
+        "attn_output": "IQ4_NL",
+        "ffn_gate_inp": "F32",
+        "ffn_gate_exps": "Q5_1",
+        "ffn_up_exps": "IQ4_NL",
+        "ffn_down_exps": "Q4_0",
+        "ffn_gate": "Q3_K",
+        "ffn_up": "IQ4_XS",
+        "ffn_down": "Q5_K",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -71,20 +102,6 @@ _MODELS: Mapping[str, Mapping[str, object]] = {
 MODELS = tuple(_MODELS)
 CAUSAL_MODELS = tuple(name for name in MODELS if name != "bert")
 _UNTIED = ("qwen2", "phi3", "llama_experts")
-_FORMATS = {
-    "attn_qkv": "Q4_0",
-    "attn_q.": "Q4_1",
-    "attn_k.": "Q8_0",
-    "attn_v.": "Q5_0",
-    "attn_output": "Q4_0",
-    "ffn_gate_inp": "F32",
-    "ffn_gate_exps": "Q8_0",
-    "ffn_up_exps": "Q4_1",
-    "ffn_down_exps": "Q5_0",
-    "ffn_gate": "Q4_K",
-    "ffn_up": "Q4_K",
-    "ffn_down": "Q6_K",
-}
 
 
 def _config(name: str) -> ModelConfig:
@@ -139,7 +156,7 @@ def stored_model(name: str) -> StoredModel:
 
 def _random_matrix(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[PackedMatrix, Float32]:
     *count, num_outputs, num_inputs = shape
-    kind = next((f for part, f in _FORMATS.items() if part in name), "F16")
+    kind = next((f for part, f in LAYER_FORMATS["blk.1." in name].items() if part in name), "F16")
     if num_inputs % 32:
         kind = "BF16"
     # a router that hardly tells its experts apart would choose others after any rounding

@@ -13,6 +13,11 @@ from subsecond.formats.gguf import GgufFile
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize, dequantize
 
 DECODED = [tensor_type for tensor_type in TensorType if can_dequantize(tensor_type)]
+IN_USE = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS F16 BF16 F32 MXFP4 TQ2_0"
+
+
+def test_every_type_in_use_is_decoded() -> None:
+    assert {tensor_type.name for tensor_type in DECODED} >= set(IN_USE.split())
 
 
 @pytest.mark.parametrize("tensor_type", DECODED, ids=lambda each: each.name)
@@ -66,3 +71,23 @@ def test_files_of_the_package_are_read(tmp_path: Path) -> None:
     assert file.tensors["plain"].shape == file.tensors["quantized"].shape == (6, 64)
     np.testing.assert_array_equal(dequantize(TensorType.F32, file.raw("plain"), (6, 64)), matrix)
     assert file.raw("quantized").tobytes() == blocks.tobytes()
+
+
+def test_files_that_the_package_split_are_read(tmp_path: Path) -> None:
+    matrices = {f"matrix{index}": np.full((2, 32), index, np.float32) for index in range(5)}
+    out = gguf.GGUFWriter(tmp_path / "model.gguf", "llama", split_max_tensors=2)
+    out.add_uint32("answer", 42)
+    for name, matrix in matrices.items():
+        out.add_tensor(name, matrix)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    paths = sorted(tmp_path.iterdir())
+    for path in paths:
+        file = GgufFile.open(path)
+        assert file.paths == tuple(paths)
+        assert (file.metadata["answer"], set(file.tensors)) == (42, set(matrices))
+        for name, matrix in matrices.items():
+            np.testing.assert_array_equal(dequantize(TensorType.F32, file.raw(name), (2, 32)), matrix)
+    assert len(paths) == 3

@@ -46,8 +46,13 @@ def run_linear(
 
 
 def widths(name: str) -> list[int]:
-    block = BLOCK_INPUTS.get(name, 32)
+    block = BLOCK_INPUTS[name]
     return [1, 31, 33, 100, 576] if block == 1 else [block, 3 * block]
+
+
+def test_the_formats_of_the_kernels_are_those_of_the_loader() -> None:
+    names = [name for name, *_ in _native.self_test("scalar")]
+    assert {name.removeprefix("linear_") for name in names if name.startswith("linear_")} == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -92,9 +97,10 @@ def test_bf16_linear_is_the_product_of_rounded_operands(name: str) -> None:
         for num_rows, n in ((1, 1), (2, 16), (15, 17), (16, 32), (17, 33), (33, 48), (70, 100)):
             weight = random_weight(name, n, k, rng)
             x = misaligned(rng.standard_normal((num_rows, k), dtype=np.float32))
-            # the tables of four- and five-bit formats are rounded in the cheaper way
+            # values that are looked up in tables are rounded in the cheaper way
             rounded_x = round_bf16(x)
-            rounded_w = (round_bf16_away if name.startswith(("Q4", "Q5")) else round_bf16)(weight.values)
+            is_looked_up = name.startswith(("Q2", "Q3", "Q4", "Q5", "IQ4"))
+            rounded_w = (round_bf16_away if is_looked_up else round_bf16)(weight.values)
             expected = rounded_x.astype(np.float64) @ rounded_w.T.astype(np.float64)
             bound = np.abs(rounded_x).astype(np.float64) @ np.abs(rounded_w.T) * 2**-24 * (k / 2 + 8)
             assert np.all(np.abs(run_linear("amx", x, [weight]) - expected) <= bound + 1e-30)

@@ -12,8 +12,9 @@ from typing import Any, cast
 import pytest
 
 from subsecond import api
-from subsecond.core.errors import FormatError, InputError
+from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.engine.text import Completion
+from subsecond.models.chat_template import ChatTemplate
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.prompt import Message
 from tests.unit.engine.fake_backend import FakeBackend
@@ -29,14 +30,15 @@ class AsciiTokenizer:
     bos_id: int | None = BOS_ID
     add_bos = True
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
         if allow_special:
             for literal, token_id in self.control_tokens.items():
                 text = text.replace(literal, chr(token_id))
         return [ord(character) for character in text]
 
-    def decode(self, token_ids: Iterable[int]) -> str:
-        return "".join(chr(token_id) for token_id in token_ids if token_id < BOS_ID)
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
+        names = {token_id: text for text, token_id in self.control_tokens.items() if not skip_special}
+        return "".join(chr(each) if each < BOS_ID else names.get(each, "") for each in token_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < BOS_ID else b""
@@ -49,11 +51,12 @@ def render(messages: Sequence[Message]) -> str:
     return "".join(f"<s>{message['role']}:{message['content']}</s>" for message in messages)
 
 
-def make_model(*, has_template: bool = True) -> api.Model:
+def make_model(*, has_template: bool = True, template: ChatTemplate | None = None) -> api.Model:
+    plain = SimpleNamespace(render=render, source="") if has_template else None
     checkpoint = SimpleNamespace(
         tokenizer=AsciiTokenizer(),
-        chat_template=SimpleNamespace(render=render) if has_template else None,
-        config=SimpleNamespace(context_length=200),
+        chat_template=template or plain,
+        config=SimpleNamespace(context_length=200, pooling=None),
     )
     return api.Model(cast(Checkpoint, checkpoint), FakeBackend(vocab_size=130), load_ms=12.0)
 
@@ -143,10 +146,127 @@ def test_what_is_no_prompt_is_refused(model: api.Model, prompt: Any, raw: bool) 
         model.generate(prompt, raw=raw)
 
 
+THINKING = (
+    "{% for m in messages %}<s>{{ m.role }}:{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content.split('</think>')[-1] }}</s>{% endfor %}{{ note }}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>\n{% endif %}"
+)
+
+
+@pytest.fixture
+def thinker() -> Iterator[api.Model]:
+    with make_model(template=ChatTemplate(THINKING, "<s>", "</s>")) as model:
+        yield model
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Let every token of an answer mean the next character of `text`, and all after it nothing."""
+
+    class Spelling:
+        def __init__(self, _: object) -> None:
+            self._characters = iter(text)
+
+        def push(self, _: int) -> str:
+            return next(self._characters, "")
+
+        def finish(self) -> str:
+            return ""
+
+    monkeypatch.setattr(api, "StreamingDetokenizer", Spelling)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({}, ("hm. so", "yes. no")),
+        ({"stop": "."}, ("hm. so", "yes")),
+        ({"enable_thinking": False}, ("", "hm. so</think>\nyes. no")),
+        ({"template_kwargs": {"enable_thinking": False}}, ("", "hm. so</think>\nyes. no")),
+        ({"enable_thinking": True, "template_kwargs": {"note": "x"}}, ("hm. so", "yes. no")),
+    ],
+)
+def test_reasoning_is_told_apart(
+    thinker: api.Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], parts: tuple[str, str]
+) -> None:
+    answer_with(monkeypatch, "hm. so</think>\nyes. no")
+    settings = {"max_tokens": 30, "ignore_eos": True, **options}
+    completion = thinker.generate("hi", **settings)
+    assert (completion.reasoning, completion.text) == parts
+    chunks = list(thinker.stream("hi", **settings))
+    assert ("".join(chunk.reasoning for chunk in chunks), "".join(chunk.text for chunk in chunks)) == parts
+
+
+def test_max_tokens_counts_reasoning(thinker: api.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "hm. so</think>\nyes")
+    completion = thinker.generate("hi", max_tokens=4, ignore_eos=True)
+    assert (completion.reasoning, completion.text, completion.finish_reason) == ("hm.", "", "length")
+    assert completion.usage.completion_tokens == 4
+
+
+def test_a_raw_answer_comes_as_it_is(thinker: api.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "<think>a</think>b")
+    completion = thinker.generate("hi<think>\n", raw=True, max_tokens=20, ignore_eos=True)
+    assert (completion.reasoning, completion.text) == ("", "<think>a</think>b")
+
+
+def test_variables_of_the_template_are_no_control_tokens(thinker: api.Model) -> None:
+    token_ids = thinker.encode_prompt("hi", template_kwargs={"note": "</s>"}, enable_thinking=True)
+    assert token_ids == [BOS_ID, *b"user:hi", END_ID, *b"</s><think>\n"]
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+def test_reasoning_in_the_history_goes_where_templates_look_for_it(thinker: api.Model, field: str) -> None:
+    said = {"content": "<think>\nhm</s>\n</think>\n\nyes"}
+    if field == "reasoning_content":
+        said = {"content": "yes", "reasoning_content": "hm</s>"}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", **said}]
+    history = [BOS_ID, *b"user:a", END_ID, BOS_ID, *b"assistant:(hm</s>)yes", END_ID]
+    assert thinker.encode_prompt(messages) == [*history, *b"<think>\n"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"enable_thinking": "yes"}, "enable_thinking is str"),
+        ({"template_kwargs": {"effort": 1}}, "does not use 'effort'; it uses enable_thinking, note"),
+        ({"template_kwargs": [1]}, "template_kwargs is list"),
+        ({"raw": True, "enable_thinking": True}, "raw=True goes without the chat template"),
+        ({"raw": True, "template_kwargs": {"note": 1}}, "raw=True goes without the chat template"),
+    ],
+)
+def test_wrong_variables_are_named(thinker: api.Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        thinker.generate("hi", **options)
+
+
+def test_a_model_without_template_has_no_thinking_to_switch() -> None:
+    with make_model(has_template=False) as model, pytest.raises(InputError, match="no chat template"):
+        model.generate("hi", enable_thinking=False)
+
+
+def test_a_template_without_switch_says_so() -> None:
+    message = "the chat template of this model has no switch for thinking"
+    with make_model(template=ChatTemplate("{{ messages }}", "", "")) as model, pytest.raises(InputError, match=message):
+        model.generate("hi", enable_thinking=False)
+
+
+def test_a_model_whose_template_cannot_be_used_still_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checkpoint = make_model(template=ChatTemplate("{% include 'x' %}", "", "")).checkpoint
+    monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
+    monkeypatch.setattr(api, "open_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(api, "_load_torch", lambda *_: FakeBackend(vocab_size=130))
+    with api.load("m", backend="torch") as model:
+        assert model.generate("hi", raw=True, max_tokens=1).token_ids
+        with pytest.raises(UnsupportedError, match="Include"):
+            model.generate("hi")
+
+
 def test_a_huge_prompt_is_refused_before_it_is_encoded(model: api.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AsciiTokenizer, "encode", None)
     text = "a" * (32 * 200 + 1)
-    for prompt in (text, [{"role": "user", "content": text}]):
+    parts = [{"type": "text", "text": text}]
+    reasoned = {"role": "assistant", "content": "", "reasoning_content": text}
+    for prompt in (text, [{"role": "user", "content": text}], [{"role": "user", "content": parts}], [reasoned]):
         with pytest.raises(InputError, match="6401 characters, far more than fit into the context length of 200"):
             model.generate(prompt)
 
@@ -187,6 +307,7 @@ def test_what_prompts_need_is_loaded_with_the_model(monkeypatch: pytest.MonkeyPa
 
     class Damaged:
         chat_template = None
+        config = SimpleNamespace(pooling=None)
 
         @property
         def tokenizer(self) -> None:
@@ -225,3 +346,11 @@ def test_load_names_what_is_missing(tmp_path: Path) -> None:
 def test_load_refuses_wrong_types(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         api.load(**arguments)
+
+
+def test_an_embedding_model_gives_no_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = SimpleNamespace(pooling="mean", name="bert")
+    monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
+    monkeypatch.setattr(api, "open_checkpoint", lambda _: SimpleNamespace(config=config))
+    with pytest.raises(InputError, match=r"bert is an embedding model; use subsecond\.load_embedder"):
+        api.load("m")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from subsecond.core.errors import InputError
+from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.models.chat_template import ChatTemplate
 from subsecond.models.template_meter import DEFAULT_LIMITS, LimitError
 
@@ -142,7 +143,6 @@ FORBIDDEN = {
     "JSON indent": "{{ [1] | tojson(indent=1000000000) }}",
     "rounding": "{{ 1 | round(1000000000, 'ceil') }}",
     "to_bytes": "{{ (1).to_bytes(1000000000, 'big') }}",
-    "lorem ipsum": "{{ lipsum(n=1000000000) }}",
     "class": "{{ ''.__class__.__mro__ }}",
     "attribute filter": "{{ '' | attr('__class__') }}",
     "globals": "{{ raise_exception.__globals__['x'] }}",
@@ -157,11 +157,18 @@ FORBIDDEN = {
     "deep expression": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "deep list": "{{ " + "[" * 300 + "]" * 300 + " }}",
     "long expression": "{{ a" + " ~ b" * 40_000 + " }}",
+    "unknown filter": "{{ 1 | nothing }}",
+    "unknown test": "{{ 1 is nothing }}",
+}
+INVALID = {
     "deep statements": "{% if a %}" * 500 + "{% endif %}" * 500,
     "deep loops": "{% for a in b %}" * 50 + "{% endfor %}" * 50,
     "long number": "{{ " + "1" * 5000 + " }}",
     "syntax": "{{ unclosed",
-    "unknown filter": "{{ 1 | nothing }}",
+    "no end": "{% if x %}",
+}
+FAILING = {
+    "lorem ipsum": "{{ lipsum(n=1000000000) }}",
     "undefined": "{{ missing.attribute }}",
     "division": "{{ 1 / 0 }}",
     "type": "{{ 'a' + 1 }}",
@@ -175,8 +182,23 @@ def test_costly_templates_reach_a_limit(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_forbidden_and_wrong_templates_are_input_errors(source: str) -> None:
-    with pytest.raises(InputError):
+def test_what_the_sandbox_refuses_is_unsupported(source: str) -> None:
+    with pytest.raises(UnsupportedError, match="the chat template"):
+        render(source)
+
+
+@pytest.mark.parametrize("source", INVALID.values(), ids=INVALID)
+def test_what_is_no_program_is_a_format_error(source: str) -> None:
+    with pytest.raises((FormatError, UnsupportedError), match="the chat template"):
+        render(source)
+    if source == INVALID["syntax"]:
+        with pytest.raises(FormatError, match="TemplateSyntaxError"):
+            render(source)
+
+
+@pytest.mark.parametrize("source", FAILING.values(), ids=FAILING)
+def test_a_template_that_fails_on_a_conversation_is_an_input_error(source: str) -> None:
+    with pytest.raises(InputError, match="the chat template fails"):
         render(source)
 
 
@@ -211,6 +233,81 @@ def test_messages_are_not_changed_and_do_not_run() -> None:
     messages = [{"role": "user", "content": "{{ raise_exception('ran') }}{% endfor %}"}]
     assert "{{ raise_exception('ran') }}{% endfor %}" in render(CHATML, messages)
     assert messages == [{"role": "user", "content": "{{ raise_exception('ran') }}{% endfor %}"}]
+
+
+SWITCH = "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}{{ enable_thinking }}"
+
+
+def test_variables_are_what_a_template_takes_from_outside() -> None:
+    source = SWITCH + "{% set own = 1 %}{{ own }}{{ namespace() }}{# comment #}{% for m in messages %}{{ m.thinking }}"
+    source += "{% endfor %}{{ raise_exception(reason) }}"
+    assert ChatTemplate(source, "", "").variables == {"enable_thinking", "messages", "reason"}
+
+
+@pytest.mark.parametrize(
+    ("source", "enable_thinking", "given", "settings"),
+    [
+        (SWITCH, None, None, {}),
+        (SWITCH, False, None, {"enable_thinking": False}),
+        (SWITCH, True, {}, {"enable_thinking": True}),
+        (SWITCH, True, {"enable_thinking": True}, {"enable_thinking": True}),
+        ("{{ thinking }}", False, None, {"thinking": False}),
+        ("{{ a }}{{ tools }}", None, {"a": "x", "tools": [{"b": 1.5}, None]}, {"a": "x", "tools": [{"b": 1.5}, None]}),
+    ],
+)
+def test_settings_reach_the_template(
+    source: str, enable_thinking: bool | None, given: dict[str, object] | None, settings: dict[str, object]
+) -> None:
+    assert ChatTemplate(source, "", "").settings(enable_thinking, given) == settings
+
+
+def test_unset_thinking_is_the_templates_own_default() -> None:
+    template = ChatTemplate(SWITCH, "", "")
+    settings: list[Any] = [template.settings(value, None) for value in (None, True, False)]
+    texts = [template.render(MESSAGES, **each) for each in settings]
+    assert texts == ["True", "True", "False"]
+
+
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    ("enable_thinking", "given", "message"),
+    [
+        (True, {}, "the chat template of this model has no switch for thinking"),
+        (1, {}, "enable_thinking is int"),
+        (None, [], "template_kwargs is list"),
+        (None, {"b": 1}, "does not use 'b'; it uses a"),
+        (None, {"messages": []}, "which the conversation itself defines"),
+        (None, {"self": 1}, "which the conversation itself defines"),
+        (None, {"range": 1}, "does not use 'range'"),
+        (None, {"a b": 1}, "the name 'a b'"),
+        (None, {1: 1}, "the name '1'"),
+        (None, {"a": object()}, "holds <object"),
+        (None, {"a": [{"b": float("nan")}]}, "holds nan"),
+        (None, {"a": {1: 1}}, "a key that is int"),
+        (None, {"a": b"x"}, "bytes"),
+        (None, {"a": CYCLE}, "too large"),
+        (None, {"a": ["x" * 600_000] * 2}, "too large"),
+        (None, {"a": [0] * 20_000}, "too large"),
+        (None, {f"a{number}": 1 for number in range(40)}, "has 40 names"),
+    ],
+)
+def test_settings_that_are_refused(enable_thinking: object, given: object, message: str) -> None:
+    template = ChatTemplate("{{ a }}{{ messages }}{{ range(2) }}thinking", "", "")
+    with pytest.raises(InputError, match=message):
+        template.settings(enable_thinking, given)  # type: ignore[arg-type]
+
+
+def test_contradicting_switches_are_refused() -> None:
+    with pytest.raises(InputError, match="differ"):
+        ChatTemplate(SWITCH, "", "").settings(True, {"enable_thinking": False})
+
+
+def test_reasoning_has_the_older_name_too() -> None:
+    messages = [{"role": "assistant", "content": "a", "reasoning_content": "r"}, {"role": "user", "content": "b"}]
+    assert render("{% for m in messages %}{{ m.thinking or '-' }}{% endfor %}", messages) == "r-"
 
 
 def test_the_engine_is_loaded_only_for_rendering() -> None:

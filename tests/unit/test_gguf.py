@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
-from subsecond.formats import gguf
+from subsecond.formats import gguf, gguf_metadata
 from subsecond.formats.gguf import GgufFile
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize, dequantize
 from tests import gguf_writer as writer
@@ -26,6 +28,7 @@ Open = Callable[[bytes], GgufFile]
 def open_bytes(tmp_path: Path) -> Open:
     def open_image(image: bytes) -> GgufFile:
         path = tmp_path / "model.gguf"
+        path.unlink(missing_ok=True)  # a file that is mapped is not cut
         path.write_bytes(image)
         return GgufFile.open(path)
 
@@ -143,7 +146,7 @@ CORRUPTIONS: dict[str, bytes] = {
         writer.value(writer.ARRAY, struct.pack("<IQ", writer.STRING, 1 << 20))
     ).to_bytes(),
     "array element type": with_metadata(writer.array(99, [b"\x00"])).to_bytes(),
-    "nesting": with_metadata(nested(gguf.MAX_ARRAY_NESTING + 1)).to_bytes(),
+    "nesting": with_metadata(nested(gguf_metadata.MAX_ARRAY_NESTING + 1)).to_bytes(),
     "many inner arrays": with_metadata(
         writer.array(writer.ARRAY, [writer.value(writer.ARRAY, struct.pack("<IQ", 9, 1 << 21))])
     ).to_bytes(),
@@ -191,7 +194,7 @@ def test_what_is_not_supported_is_named(open_bytes: Open, image: bytes, message:
 
 
 def test_counts_are_refused_before_anything_is_allocated(open_bytes: Open) -> None:
-    payload = writer.value(writer.ARRAY, struct.pack("<IQ", writer.F64, gguf.MAX_ARRAY_ELEMENTS))
+    payload = writer.value(writer.ARRAY, struct.pack("<IQ", writer.F64, gguf_metadata.MAX_ARRAY_ELEMENTS))
     image = with_metadata(payload).to_bytes()
     tracemalloc.start()
     try:
@@ -214,6 +217,114 @@ def test_opening_a_large_vocabulary_decodes_nothing(open_bytes: Open) -> None:
         tracemalloc.stop()
     assert held_bytes < 1 << 18
     assert file.metadata["tokens"] == tokens
+
+
+def vocabulary_image(tokens: list[str], kinds: NDArray[np.int32], merges: list[str]) -> bytes:
+    return GgufImage(
+        metadata=[
+            ("tokens", writer.strings(tokens)),
+            ("kinds", writer.value(writer.ARRAY, struct.pack("<IQ", writer.I32, len(kinds)) + kinds.tobytes())),
+            ("merges", writer.strings(merges)),
+        ]
+    ).to_bytes()
+
+
+@pytest.mark.parametrize(("num_tokens", "num_merges"), [(150_000, 150_000), (256_000, 600_000)])
+def test_a_large_vocabulary_is_read_exactly(open_bytes: Open, num_tokens: int, num_merges: int) -> None:
+    tokens = [f"\u0120wort{index}" if index % 3 else f"w\u00f6\u4e16{index}" for index in range(num_tokens)]
+    kinds = np.arange(num_tokens, dtype="<i4") % 6 + 1
+    merges = [f"\u0120a{index} b" for index in range(num_merges)]
+    found = open_bytes(vocabulary_image(tokens, kinds, merges)).metadata
+    assert found["kinds"] == kinds.tolist()
+    for key, wanted in (("tokens", tokens), ("merges", merges)):
+        texts = found[key]
+        assert isinstance(texts, Sequence)
+        assert list(texts) == wanted
+        assert (texts[0], texts[-1], texts[num_tokens // 2]) == (wanted[0], wanted[-1], wanted[num_tokens // 2])
+
+
+def test_the_strings_of_a_vocabulary_stay_in_the_file(open_bytes: Open) -> None:
+    tokens, merges = ["\u0120word"] * 50_000, ["\u0120a b"] * 100_000
+    image = vocabulary_image(tokens, np.ones(50_000, "<i4"), merges)
+    tracemalloc.start()
+    try:
+        values = dict(open_bytes(image).metadata)
+        held_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(values) == 3
+    assert max(held_bytes, peak_bytes) < 3 << 20  # 150,000 strings as objects would take 9 MB
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        [""],
+        ["", "", "a", ""],
+        [b"\xe4\xb8", b"\x96", "\u4e16", b"\xf0\x9f", "\U0001f600", b"\xff\xfe"],
+        ["\0", "\0\0", "a\0b"],
+        [bytes([byte]) for byte in range(256)],
+        ["x" * 300, "y" * 3000, "z"],
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 2, 1 << 15])
+def test_string_arrays_are_decoded_alike_in_one_piece_and_in_many(
+    open_bytes: Open, texts: list[str | bytes], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_metadata, "_CHUNK_STRINGS", chunk)
+    array = open_bytes(with_metadata(writer.strings(texts)).to_bytes()).metadata["key"]
+    raw = [text if isinstance(text, bytes) else text.encode() for text in texts]
+    wanted = [text.decode("utf-8", "surrogateescape") for text in raw]
+    assert isinstance(array, Sequence)
+    assert list(array) == wanted == array[:] == [array[index] for index in range(len(texts))]
+    assert array == wanted and (array != [*wanted, "more"])
+    with pytest.raises(IndexError):
+        array[len(texts)]
+
+
+def test_random_strings_are_decoded_as_one_by_one(open_bytes: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_metadata, "_CHUNK_BYTES", 500)
+    chance = random.Random(7)
+    pieces = [b"a", b"\xc3\xa9", b"\xe4\xb8\x96", b"\xf0\x9f\x98\x80", b"\xe4\xb8", b"\xff", b"\xed\xa0\x80", b"\0"]
+    texts = [b"".join(chance.choices(pieces, k=chance.randrange(9))) for _ in range(2000)]
+    array = open_bytes(with_metadata(writer.strings(texts)).to_bytes()).metadata["key"]
+    assert array == [text.decode("utf-8", "surrogateescape") for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (writer.value(writer.ARRAY, struct.pack("<IQ", writer.F64, 20_000) + bytes(160_000)), "bytes of memory"),
+        (writer.value(writer.ARRAY, struct.pack("<IQ", writer.U64, 16_000) + b"\xfe" * 128_000), "bytes of memory"),
+        (writer.value(writer.STRING, writer.text("\U0001f600" + "x" * 200_000)), "bytes of memory"),
+        (writer.array(writer.ARRAY, [writer.array_body(writer.U8, [])] * 400), "bytes of memory"),
+        (writer.strings([b"\xff" * 5000] * 150), "bytes of memory"),
+        (writer.strings(["a"] * 400), "1000 strings in arrays"),
+    ],
+)
+def test_what_decoding_would_take_is_bounded_for_the_whole_header(
+    open_bytes: Open, payload: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_metadata, "HEADER_BUDGET_BYTES", 1 << 20)
+    monkeypatch.setattr(gguf_metadata, "MAX_WALKED_ELEMENTS", 1000)
+    image = GgufImage(metadata=[(f"key{index}", payload) for index in range(3)])
+    with pytest.raises(FormatError, match=message):
+        open_bytes(image.to_bytes())
+    file = open_bytes(GgufImage(metadata=image.metadata[:1]).to_bytes())
+    tracemalloc.start()
+    try:
+        assert len(dict(file.metadata)) == 1
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 1 << 20
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    with pytest.raises(InputError, match="no regular file"):
+        GgufFile.open(tmp_path / "model.gguf")
 
 
 def mutate(image: bytes, chance: random.Random) -> bytes:
@@ -246,7 +357,8 @@ def test_damaged_files_never_raise_anything_else(open_bytes: Open) -> None:
         damaged = mutate(image, chance)
         try:
             file = open_bytes(damaged)
-            dict(file.metadata)
+            for value in file.metadata.values():
+                assert not isinstance(value, Sequence) or len(list(value)) == len(value)
             for name, tensor in file.tensors.items():
                 raw = file.raw(name)
                 if can_dequantize(tensor.type):
@@ -262,8 +374,8 @@ def test_every_type_has_a_block_layout() -> None:
 
 
 def test_dequantize_refuses_unknown_types_by_name() -> None:
-    with pytest.raises(UnsupportedError, match=r"IQ4_XS.*supported types are F32, .*Q6_K"):
-        dequantize(TensorType.IQ4_XS, np.zeros(136, np.uint8), (256,))
+    with pytest.raises(UnsupportedError, match=r"IQ2_XXS.*supported types are F32, .*IQ4_XS"):
+        dequantize(TensorType.IQ2_XXS, np.zeros(66, np.uint8), (256,))
 
 
 @pytest.mark.parametrize(("num_bytes", "shape"), [(33, (32,)), (34, (31,)), (34, (64,)), (35, (32,))])

@@ -14,6 +14,9 @@ from subsecond.models import store
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SUBSECOND_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 
@@ -108,7 +111,7 @@ def test_models_are_listed_with_their_sizes() -> None:
     store.model_folder("half").mkdir()
     (store.model_folder("half") / "model.gguf.part").touch()
     alpha, beta = store.list_models()
-    assert (alpha.name, alpha.file_bytes, alpha.artifact_bytes) == ("alpha", 5, 0)
+    assert (alpha.name, alpha.origin, alpha.file_bytes, alpha.artifact_bytes) == ("alpha", "subsecond", 5, 0)
     assert (beta.name, beta.path, beta.file_bytes, beta.artifact_bytes) == ("beta", path, 7, 30)
 
 

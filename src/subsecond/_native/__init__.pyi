@@ -16,6 +16,11 @@ def cpu_features() -> dict[str, bool]:
 def available_isas() -> list[str]:
     """Instruction sets with kernels that run here, best first."""
 
+def missing_features() -> dict[str, list[str]]:
+    """
+    What each instruction set of this build, best first, needs and does not find here.
+    """
+
 def self_test(isa: str) -> list[tuple[str, float, float, bool]]:
     """
     Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).

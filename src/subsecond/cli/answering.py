@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,23 @@ from subsecond.engine.request import SamplingParams
 if TYPE_CHECKING:
     from subsecond.api import Model
     from subsecond.engine.stream import TokenStream
-    from subsecond.engine.text import Completion
+    from subsecond.engine.text import Completion, TextChunk
+
+DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the flags that `subsecond.load` takes and one flag for every field of SamplingParams."""
     parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name of a model that was pulled")
     parser.add_argument("--system", metavar="TEXT", help="system message that stands before the conversation")
+    parser.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        help="let the model reason before it answers, or not; default as its chat template has it",
+    )
+    parser.add_argument(
+        "--template-kwargs", type=_mapping, metavar="JSON", help="further variables of the chat template, as an object"
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--backend",
@@ -34,10 +46,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings.add_arguments(parser.add_argument_group("sampling"), SamplingParams)
 
 
-def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling flags as keyword arguments of `Model.stream`; raises InputError for a value that is not allowed."""
+def _mapping(text: str) -> dict[str, Any]:
+    """The object that a flag's JSON text means."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'expected a JSON object, for example {{"x": true}}; got {text[:100]!r}')
+    return value
+
+
+def answer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags as keyword arguments of `Model.stream`; raises InputError for a value that is not allowed."""
     params = settings.from_arguments(SamplingParams, args)
-    return {item.name: getattr(params, item.name) for item in settings.settings_of(SamplingParams)}
+    options = {item.name: getattr(params, item.name) for item in settings.settings_of(SamplingParams)}
+    if args.thinking is not None:
+        options["enable_thinking"] = args.thinking
+    if args.template_kwargs is not None:
+        options["template_kwargs"] = args.template_kwargs
+    return options
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -58,6 +86,7 @@ def completion_json(completion: Completion) -> dict[str, Any]:
     timing = {name: None if value is None else round(value, 3) for name, value in asdict(completion.timing).items()}
     answer = {
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "usage": asdict(completion.usage),
@@ -68,6 +97,35 @@ def completion_json(completion: Completion) -> dict[str, Any]:
     if completion.logprobs:
         answer["logprobs"] = [asdict(token) for token in completion.logprobs]
     return answer
+
+
+class AnswerPrinter:
+    """Prints an answer as it comes: the text to standard output, the reasoning to standard error, dim on a terminal."""
+
+    def __init__(self) -> None:
+        self._is_dim = sys.stderr.isatty()
+        self._has_reasoning = False
+        self._has_text = False
+
+    def show(self, chunk: TextChunk) -> None:
+        """Print the next piece."""
+        if chunk.reasoning:
+            self._has_reasoning = True
+            # undone with every piece, so that an interrupt leaves the terminal as it was
+            piece = f"{DIM}{chunk.reasoning}{UNDIM}" if self._is_dim else chunk.reasoning
+            print(piece, end="", file=sys.stderr, flush=True)
+        if chunk.text:
+            if self._has_reasoning and not self._has_text:
+                print("\n", file=sys.stderr, flush=True)
+            self._has_text = True
+            print(chunk.text, end="", flush=True)
+
+    def end(self) -> None:
+        """End the line, and say so when the answer ended before its reasoning did."""
+        if self._has_reasoning and not self._has_text:
+            print("\n[ended while reasoning; there is no answer]", file=sys.stderr)
+        else:
+            print(flush=True)
 
 
 def speed_text(tokens: TokenStream) -> str:

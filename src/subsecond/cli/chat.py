@@ -32,10 +32,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read turns until the end of input; returns 1 when a turn failed in JSON mode."""
-    params = answering.sampling_settings(args)
+    options = answering.answer_options(args)
     is_terminal = sys.stdin.isatty() and not args.json
     with answering.load_model(args) as model, _history(is_terminal):
-        conversation = _Conversation(model, params, args.system, is_json=args.json)
+        conversation = _Conversation(model, options, args.system, is_json=args.json)
         if is_terminal:
             print(f"{args.model}, loaded in {model.load_ms:.0f} ms. {HELP}.")
         for line in _lines("> " if is_terminal else ""):
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
 class _Conversation:
     """The messages so far; a turn that fails leaves them as they were. In JSON mode each line gets one object."""
 
-    def __init__(self, model: Model, params: dict[str, Any], system: str | None, *, is_json: bool) -> None:
+    def __init__(self, model: Model, options: dict[str, Any], system: str | None, *, is_json: bool) -> None:
         self._model = model
-        self._params = params
+        self._options = options
         self._system = system
         self._is_json = is_json
         self.has_failed = False
@@ -96,42 +96,50 @@ class _Conversation:
             is_full = isinstance(error, ContextLengthError)
             self._report(type(error).__name__, f"{error}; /reset forgets the conversation" if is_full else str(error))
             return
-        if answer:
-            self._messages = [*messages, {"role": "assistant", "content": answer}]
+        if answer.get("content"):
+            self._messages = [*messages, {"role": "assistant", **answer}]
 
-    def _answer_json(self, messages: list[dict[str, str]]) -> str:
+    def _answer_json(self, messages: list[dict[str, str]]) -> dict[str, str]:
         """Print the whole answer; Ctrl-C ends it, and the object then says "cancelled"."""
         stream: TextStream | None = None
         try:
-            stream = self._model.stream(messages, **self._params)
+            stream = self._model.stream(messages, **self._options)
             completion = stream.collect()
         except KeyboardInterrupt:
             if stream is None:
                 self._report("Interrupted", "interrupted before the answer began")
-                return ""
+                return {}
             stream.cancel()
             completion = stream.collect()
         print_json(answering.completion_json(completion))
-        return completion.text
+        return _parts(completion.text, completion.reasoning)
 
-    def _answer_text(self, messages: list[dict[str, str]]) -> str:
+    def _answer_text(self, messages: list[dict[str, str]]) -> dict[str, str]:
         """Stream the answer; Ctrl-C ends it, and what was said until then stays part of the conversation."""
-        pieces: list[str] = []
+        texts: list[str] = []
+        reasonings: list[str] = []
         stream: TextStream | None = None
         note = ""
+        printer = answering.AnswerPrinter()
         try:
-            stream = self._model.stream(messages, **self._params)
+            stream = self._model.stream(messages, **self._options)
             # Closing the reader is what cancels the request, wherever the interrupt arrives.
             with closing(iter(stream)) as chunks:
                 for chunk in chunks:
-                    pieces.append(chunk.text)
-                    print(chunk.text, end="", flush=True)
+                    texts.append(chunk.text)
+                    reasonings.append(chunk.reasoning)
+                    printer.show(chunk)
         except KeyboardInterrupt:
             note = "stopped; "
-        print(flush=True)
+        printer.end()
         speed = "no token" if stream is None else answering.speed_text(stream.tokens)
         print(f"[{note}{speed}]", file=sys.stderr)
-        return "".join(pieces)
+        return _parts("".join(texts), "".join(reasonings))
+
+
+def _parts(text: str, reasoning: str) -> dict[str, str]:
+    """The answer as fields of a message; the chat template decides what becomes of old reasoning."""
+    return {"content": text, "reasoning_content": reasoning} if reasoning else {"content": text}
 
 
 def _lines(prompt: str) -> Iterator[str]:

@@ -11,8 +11,6 @@ from typing import Any
 from subsecond.cli.output import Subparsers, add_command, print_json, size_text, table
 
 BANDWIDTH_BYTES = 256 << 20  # far beyond any cache
-# The instruction sets that kernels exist for, by the flag the kernel of Linux gives them.
-KERNEL_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 # A module by which to know that an extra is installed, and what the extra is for.
 EXTRAS = {
     "compress": ("torch", "reference executor, compression and training"),
@@ -34,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(report, is_indented=True)
     else:
         print(_report_text(report))
-    return 0 if report["native"].get("error") is None else 1
+    return 0 if report["native"]["error"] is None else 1
 
 
 def _report() -> dict[str, Any]:
@@ -43,7 +41,7 @@ def _report() -> dict[str, Any]:
     from subsecond.models import store
 
     machine = hardware.probe()
-    stored = store.list_models()
+    stored = store.own_models()
     extras = {
         extra: {"is_installed": importlib.util.find_spec(module) is not None, "purpose": purpose}
         for extra, (module, purpose) in EXTRAS.items()
@@ -95,12 +93,10 @@ def _report_text(report: dict[str, Any]) -> str:
     machine = report["machine"]
     limit = machine["memory_limit_bytes"]
     cpu_limit = machine["cpu_limit"]
-    has = [flag for flag in KERNEL_FLAGS if flag in machine["flags"]]
     bandwidth = report["memory_bandwidth_gb_s"]
     rows = [
         ("subsecond", f"{report['version']}, Python {report['python']}"),
         ("processor", f"{machine['processor_name']} ({machine['architecture']})"),
-        ("instruction sets", ", ".join(has) or "none that kernels exist for"),
         (
             "cores",
             f"{machine['num_usable_cores']} usable of {machine['num_cores']}"
@@ -128,16 +124,17 @@ def _report_text(report: dict[str, Any]) -> str:
     return "\n".join([table(rows), *(["", "To get more:", *advice] if advice else [])])
 
 
-def _native_rows(native: dict[str, Any], prefix: str = "native ") -> list[tuple[str, str]]:
-    """The native report as rows, nested fields joined by a space; what is None is left out."""
-    rows: list[tuple[str, str]] = []
-    for name, value in native.items():
-        if isinstance(value, dict) and all(isinstance(item, bool) for item in value.values()):
-            rows.append((f"{prefix}{name}", ", ".join(key for key, is_set in value.items() if is_set) or "none"))
-        elif isinstance(value, dict):
-            rows += _native_rows(value, f"{prefix}{name} ")
-        elif isinstance(value, list | tuple):
-            rows.append((f"{prefix}{name}", ", ".join(str(item) for item in value)))
-        elif value is not None:
-            rows.append((f"{prefix}{name}", str(value)))
+def _native_rows(native: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the kernels need of the processor, which ones run, and why the others do not."""
+    rows = [("native", native["error"])] if native["error"] else []
+    if "instruction_sets" not in native:
+        return rows
+    features = [name for name, is_present in native["features"].items() if is_present]
+    rows.append(("features", ", ".join(features) or "none that the kernels make use of"))
+    for isa in native["instruction_sets"]:
+        state = "chosen" if isa["is_chosen"] else "can run" if isa["can_run"] else "cannot run"
+        test = "" if isa["self_test"] is None else f"; self-test {isa['self_test']}"
+        rows.append((f"kernels {isa['isa']}", f"{state}: {isa['reason']}{test}"))
+    if native["chosen"]:
+        rows.append(("arithmetic", f"{native['arithmetic']}, {len(native['kernels'])} kernels of {native['chosen']}"))
     return rows

@@ -1,4 +1,4 @@
-"""`subsecond list`: the models on disk and those that can be pulled."""
+"""`subsecond list`: the models on disk, whosever store they are in, and those that can be pulled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     from subsecond.models import catalogue, store
 
     stored = store.list_models()
-    stored_names = {model.name for model in stored}
+    stored_names = {model.name for model in stored if model.origin == store.OWN_ORIGIN}
     missing = [entry for entry in catalogue.ENTRIES if entry.name not in stored_names]
     if args.json:
         print_json(
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
                 "models": [
                     {
                         "name": model.name,
+                        "origin": model.origin,
                         "path": str(model.path),
                         "file_bytes": model.file_bytes,
                         "artifact_bytes": model.artifact_bytes,
@@ -45,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    rows = [("NAME", "ON DISK", "PACKED", "DESCRIPTION")]
+    rows = [("NAME", "ORIGIN", "ON DISK", "PACKED", "DESCRIPTION")]
     for model in stored:
         known = catalogue.find(model.name)
         packed = size_text(model.artifact_bytes) if model.artifact_bytes else "-"
-        rows.append((model.name, size_text(model.file_bytes), packed, known.description if known else ""))
+        rows.append((model.name, model.origin, size_text(model.file_bytes), packed, known.description if known else ""))
     for entry in missing:
         extra = " [hub]" if entry.needs_hub else ""
-        rows.append((entry.name, "-", "-", f"{entry.description}; {entry.licence}{extra}"))
+        rows.append((entry.name, "-", "-", "-", f"{entry.description}; {entry.licence}{extra}"))
     print(table(rows))
     if missing:
         print("\nFetch one with: subsecond pull NAME ([hub]: needs pip install 'subsecond[hub]')")

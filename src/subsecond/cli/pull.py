@@ -25,27 +25,28 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="name of a model, as `subsecond list` shows them, or path of a .gguf file, which is only packed: the "
-        "folder subsecond/ beside it makes every later start quick",
+        help="name of a model, as `subsecond list` shows them, or path of a .gguf file or a Hugging Face folder, which "
+        "is only packed: the folder subsecond/ beside it makes every later start quick",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fetch the model unless it is on disk, and pack its weights so that every later start is quick."""
-    if args.model.endswith(".gguf"):
+    is_path = args.model.endswith(".gguf") or (Path(args.model).expanduser() / "config.json").is_file()
+    if is_path:
         path, is_new = Path(args.model).expanduser(), False
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"there is no file {args.model}; give an existing .gguf file or a model name")
     else:
         path, is_new = _fetch(args.model, is_quiet=args.json)
     with nullcontext() if args.json else download_progress("packing for the kernels") as progress:
         pack(path, progress)
-    file_bytes = path.stat().st_size
+    file_bytes = _num_bytes(path)
     if args.json:
         print_json({"name": args.model, "path": str(path), "file_bytes": file_bytes, "is_new": is_new})
-    elif args.model.endswith(".gguf"):
-        print(f"{args.model}: {size_text(file_bytes)} packed in {path.parent / 'subsecond'}")
+    elif is_path:
+        print(f"{args.model}: {size_text(file_bytes)} packed in {_folder(path) / 'subsecond'}")
     else:
         print(f"{args.model}: {size_text(file_bytes)} {'fetched to' if is_new else 'already in'} {path}")
     return 0
@@ -67,7 +68,20 @@ def pack(path: Path, progress: Progress | None) -> None:
                 pass  # written anew below
         # Nothing of an artifact that is to be replaced goes into the new one.
         checkpoint = open_checkpoint(path, can_use_artifact=False)
-    native.write_artifact(checkpoint, path.parent, progress)
+    native.write_artifact(checkpoint, _folder(path), progress)
+
+
+def _folder(path: Path) -> Path:
+    """The folder whose subsecond/ belongs to a model: that of its file, or the model's own."""
+    return path if path.is_dir() else path.parent
+
+
+def _num_bytes(path: Path) -> int:
+    """Size of a model: of all parts of a file, or of the weights in a folder."""
+    from subsecond.formats.gguf_parts import named_parts
+
+    paths = path.glob("*.safetensors") if path.is_dir() else named_parts(path)
+    return sum(each.stat().st_size for each in paths)
 
 
 def _fetch(name: str, *, is_quiet: bool) -> tuple[Path, bool]:
@@ -85,7 +99,7 @@ def _require_place(path: Path) -> None:
     """InputError when the folder holds the artifact of another file that is still there: it has room for one."""
     from subsecond.formats.artifact import Artifact, is_artifact
 
-    if not is_artifact(path.parent):
+    if path.is_dir() or not is_artifact(path.parent):
         return
     try:
         other = path.parent / Artifact.open(path.parent).manifest.source.name

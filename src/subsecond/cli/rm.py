@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     """Delete the model."""
     from subsecond.models import store
 
-    is_link = store.model_folder(args.name).is_symlink()
+    is_link = store.is_link(args.name)
     freed_bytes = store.remove(args.name)
     if args.json:
         print_json({"name": args.name, "freed_bytes": freed_bytes})

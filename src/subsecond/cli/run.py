@@ -22,22 +22,25 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer; the text goes to standard output, times to standard error."""
-    params = answering.sampling_settings(args)
+    """Answer; the text goes to standard output, reasoning and times to standard error."""
+    options = answering.answer_options(args)
     if args.raw and args.system is not None:
         raise InputError("--raw and --system exclude each other: a raw prompt has no messages")
+    if args.raw and (args.thinking is not None or args.template_kwargs is not None):
+        raise InputError("--raw goes without the chat template, so --thinking and --template-kwargs cannot be given")
     text = _stdin_text(args.raw) if args.prompt == "-" else args.prompt
     prompt = text
     if args.system is not None:
         prompt = [{"role": "system", "content": args.system}, {"role": "user", "content": text}]
     with answering.load_model(args) as model:
-        stream = model.stream(prompt, raw=args.raw, **params)
+        stream = model.stream(prompt, raw=args.raw, **options)
         if args.json:
             print_json(answering.completion_json(stream.collect()))
             return 0
+        printer = answering.AnswerPrinter()
         for chunk in stream:
-            print(chunk.text, end="", flush=True)
-        print(flush=True)
+            printer.show(chunk)
+        printer.end()
         print(f"{answering.speed_text(stream.tokens)}, loaded in {model.load_ms:.0f} ms", file=sys.stderr)
     return 0
 

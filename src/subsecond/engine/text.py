@@ -1,4 +1,4 @@
-"""The text of an answer: token events through the detokenizer, cut at stop strings; keeps no half of either."""
+"""The text of an answer: token events through the detokenizer, split from reasoning, cut at stop strings."""
 
 from __future__ import annotations
 
@@ -23,6 +23,26 @@ class Detokenizer(Protocol):
         """Return what is left."""
 
 
+class PartSplitter(Protocol):
+    """Tells the reasoning before an answer from its text, token by token."""
+
+    def push(self, token_id: int, text: str) -> tuple[str, str]:
+        """Take a token and the text it completes; return the reasoning and the text that are certain now."""
+
+    def finish(self, text: str) -> tuple[str, str]:
+        """Take the last text; return what is left."""
+
+
+class _NoReasoning:
+    """The splitter of models that do not reason: everything is text."""
+
+    def push(self, _: int, text: str) -> tuple[str, str]:
+        return "", text
+
+    def finish(self, text: str) -> tuple[str, str]:
+        return "", text
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probability of one token of the answer, and (token id, logprob) of the most likely ones at its place."""
@@ -34,12 +54,16 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """The next piece of text with the tokens read since the piece before; `logprobs` is empty unless asked for."""
+    """The next piece of text with the tokens read since the piece before; `logprobs` is empty unless asked for.
+
+    `reasoning` is the next piece of what the model writes before the answer; where both have text it comes first.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +92,7 @@ class Timing:
 class Completion:
     """A whole answer. `token_ids` holds every token the model chose, also the one that ended it; `text` does not.
 
+    `reasoning` is what the model wrote before the answer in a block of its own; it counts as completion too.
     seed and variant say what to give, and with which arithmetic, to get the same answer again.
     """
 
@@ -79,6 +104,7 @@ class Completion:
     timing: Timing
     seed: int
     variant: str
+    reasoning: str = ""
 
 
 class StopMatcher:
@@ -129,16 +155,20 @@ class TextStream:
         tokens: TokenStream,
         detokenizer: Detokenizer,
         *,
+        splitter: PartSplitter | None = None,
         stop: Iterable[str] = (),
         has_logprobs: bool = False,
         load_ms: float = 0.0,
     ) -> None:
+        """Read `tokens`. Stop strings are looked for in the text alone, not in the reasoning that `splitter` finds."""
         self.tokens = tokens
         self._detokenizer = detokenizer
+        self._splitter = splitter or _NoReasoning()
         self._matcher = StopMatcher(stop)
         self._has_logprobs = has_logprobs
         self._load_ms = load_ms
         self._texts: list[str] = []
+        self._reasonings: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_sent = 0
@@ -169,6 +199,7 @@ class TextStream:
             timing=Timing(self._load_ms, tokens.ttft_ms, tokens.tpot_ms, tokens.total_ms),
             seed=tokens.seed,
             variant=tokens.variant,
+            reasoning="".join(self._reasonings),
         )
 
     def cancel(self) -> None:
@@ -188,7 +219,10 @@ class TextStream:
         return cast(Completion, self.completion)
 
     def __iter__(self) -> Generator[TextChunk, None, None]:
-        """Yield chunks that have text, and a last one with the finish reason; raises SubsecondError on failure."""
+        """Yield chunks that have text or reasoning, and a last one with the finish reason.
+
+        Raises SubsecondError when the engine failed.
+        """
         with closing(iter(self.tokens)) as events:
             for event in events:
                 chunk = self._chunk_of(event)
@@ -209,19 +243,26 @@ class TextStream:
 
     def _chunk_of(self, event: TokenEvent) -> TextChunk | None:
         """Take up an event; return the chunk it completes, None if its text has to wait for the next."""
-        text = ""
+        reasoning = text = ""
         if event.token_id is not None:
             self._token_ids.append(event.token_id)
             if self._has_logprobs:
                 self._logprobs.append(TokenLogprobs(event.token_id, event.logprob, event.top_logprobs))
             if event.finish_reason != "stop":  # the token that ends an answer is no part of its text
-                text = self._matcher.push(self._detokenizer.push(event.token_id))
+                decoded = self._detokenizer.push(event.token_id)
+                reasoning, text = self._splitter.push(event.token_id, decoded)
+                text = self._matcher.push(text)
         if event.finish_reason is not None and not self._matcher.is_stopped:
-            text += self._matcher.push(self._detokenizer.finish())
+            last_reasoning, last_text = self._splitter.finish(self._detokenizer.finish())
+            reasoning += last_reasoning
+            text += self._matcher.push(last_text)
             text += self._matcher.finish()
         self._finish_reason = "stop" if self._matcher.is_stopped else event.finish_reason
-        if not text and self._finish_reason is None:
+        if not text and not reasoning and self._finish_reason is None:
             return None
         start, self._num_sent = self._num_sent, len(self._token_ids)
         self._texts.append(text)
-        return TextChunk(text, tuple(self._token_ids[start:]), self._finish_reason, tuple(self._logprobs[start:]))
+        self._reasonings.append(reasoning)
+        return TextChunk(
+            text, tuple(self._token_ids[start:]), self._finish_reason, tuple(self._logprobs[start:]), reasoning
+        )

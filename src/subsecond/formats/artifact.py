@@ -136,7 +136,8 @@ class Artifact:
         place = path / FOLDER_NAME / MANIFEST_NAME
         try:
             with place.open("rb") as file:
-                content = file.read(MAX_MANIFEST_BYTES + 1)
+                # read() allocates what it is asked for, whatever the file has
+                content = file.read(min(os.fstat(file.fileno()).st_size, MAX_MANIFEST_BYTES) + 1)
         except OSError as error:
             raise FormatError(f"{path} holds no artifact: {place} cannot be read ({error.strerror})") from error
         if len(content) > MAX_MANIFEST_BYTES:

@@ -14,11 +14,12 @@ from subsecond.formats.fields import read_field, read_int, read_mapping, shorten
 VERSION = 1
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
 PACKED_NAME = "packed.bin"
-MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
 
 _MAX_SIZE = 2**48
 _MAX_DIMENSION = 2**31 - 1
 _MAX_COUNT = 2**16
+_MAX_VALUES = 2**19  # a value of JSON takes up to some 100 bytes as a Python object: 52 MB; 20,000 tensors have 180,000
 _MAX_NAME_CHARS = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -138,6 +139,8 @@ def _parse_object(text: str, where: str) -> Mapping[str, object]:
     def refuse(constant: str) -> object:
         raise FormatError(f"{where}: {constant} is no number of JSON")
 
+    if sum(map(text.count, ",[{")) > _MAX_VALUES:
+        raise FormatError(f"{where}: holds more than {_MAX_VALUES} values, which no manifest does")
     try:
         content = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""GGUF files (versions 2 and 3, little-endian): metadata and the place of every tensor, read from a mapped file.
+"""GGUF files (versions 2 and 3, little-endian): metadata and the place of every tensor, read from mapped files.
 
-Opening a file only walks its header: every count, length, offset and type id is checked against the file's size and the
-limits below before anything of that size is built. Metadata values are decoded when they are looked up. The layout is
-specified in ggml's docs/gguf.md.
+Opening a file only walks its header: every count, length, offset and type id is checked against the file's size and
+against limits before anything of that size is built. A model in several files opens as one. The layout is specified
+in ggml's docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
+from subsecond.formats.fields import shorten
+from subsecond.formats.gguf_metadata import HeaderBudget, HeaderCursor, Metadata, ValuePlace, ValueType
+from subsecond.formats.gguf_parts import check_num_tensors, check_part, part_paths, split_count
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
 
 MAGIC = b"GGUF"
@@ -27,154 +30,135 @@ SUPPORTED_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 
 MAX_METADATA_KEYS = 1 << 14
-MAX_TENSORS = 1 << 16
+MAX_TENSORS = 1 << 15
 MAX_KEY_BYTES = 1 << 10
 MAX_TENSOR_NAME_BYTES = 1 << 8
-MAX_STRING_BYTES = 1 << 24
-MAX_ARRAY_BYTES = 1 << 24
-MAX_ARRAY_ELEMENTS = 1 << 21
-MAX_WALKED_ELEMENTS = 1 << 22
-"""Strings and inner arrays of the whole header, which have to be stepped over one by one."""
-MAX_ARRAY_NESTING = 3
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 20
 
+_TENSOR_BYTES = 512  # memory of a tensor's entry beside its name, rounded up
 _U32 = struct.Struct("<I").unpack_from
-_U64 = struct.Struct("<Q").unpack_from
-_U32_U64 = struct.Struct("<IQ").unpack_from
-
-
-class ValueType(IntEnum):
-    """Type of a metadata value; the value is the id stored in the file."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
-
-_NUMBER_DTYPES: Mapping[ValueType, np.dtype[np.generic]] = MappingProxyType(
-    {
-        ValueType.UINT8: np.dtype("u1"),
-        ValueType.INT8: np.dtype("i1"),
-        ValueType.UINT16: np.dtype("<u2"),
-        ValueType.INT16: np.dtype("<i2"),
-        ValueType.UINT32: np.dtype("<u4"),
-        ValueType.INT32: np.dtype("<i4"),
-        ValueType.FLOAT32: np.dtype("<f4"),
-        ValueType.BOOL: np.dtype("?"),
-        ValueType.UINT64: np.dtype("<u8"),
-        ValueType.INT64: np.dtype("<i8"),
-        ValueType.FLOAT64: np.dtype("<f8"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor lies: `shape` in numpy order (rows first), `offset` in bytes from the start of the file."""
+    """Where a tensor lies: `shape` in numpy order (rows first), `offset` in bytes from the start of file `part`."""
 
     name: str
     shape: tuple[int, ...]
     type: TensorType
     offset: int
     num_bytes: int
+    part: int = 0
 
 
 class GgufFile:
-    """A mapped GGUF file. Numeric metadata arrays are lists of numbers, string arrays lists of str.
+    """A model in one mapped GGUF file or in several, its parts; `paths` names them in order.
 
-    Text that is not UTF-8 is decoded with surrogate escapes, so different bytes stay different strings.
+    Numeric metadata arrays are lists of numbers, arrays of strings are sequences of str that are decoded when read.
+    Metadata is that of the first part.
     """
 
-    def __init__(self, data: mmap.mmap, metadata: Mapping[str, object], tensors: Mapping[str, GgufTensor]) -> None:
-        self._data = data
+    def __init__(
+        self,
+        paths: tuple[Path, ...],
+        data: tuple[mmap.mmap, ...],
+        metadata: Mapping[str, object],
+        tensors: Mapping[str, GgufTensor],
+    ) -> None:
+        self.paths = paths
         self.metadata = metadata
         self.tensors = tensors
+        self._data = data
 
     @classmethod
     def open(cls, path: str | Path) -> GgufFile:
-        """Map the file and read its header.
+        """Map the file and read its header; for a part of a model, do so with every part.
 
         Raises:
             InputError: the file cannot be opened.
-            FormatError: the file is not GGUF or is damaged.
+            FormatError: the file is not GGUF or is damaged, or the parts of a model are not all there or do not fit.
             UnsupportedError: a version, byte order or tensor type that this reader does not know.
         """
-        path = Path(path)
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, 2)
-                if size < len(MAGIC):
-                    raise FormatError(f"{path} is not a GGUF file: it has {size} bytes")
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise InputError(f"cannot open {path}: {error.strerror or error}; give the path of a GGUF file") from error
-        try:
-            metadata, tensors = _read_header(data)
-        except (FormatError, UnsupportedError) as error:
-            raise type(error)(f"{path}: {error}") from None
-        return cls(data, metadata, tensors)
+        path, budget = Path(path), HeaderBudget()
+        opened = _open_part(path, budget)
+        with _naming(path):
+            count = split_count(opened.metadata)
+            paths = (path,) if count == 1 else part_paths(path, count)
+        for part in paths:
+            if part != path and not part.is_file():
+                raise FormatError(f"{path} is one of {count} parts of a model, and {part} is missing; fetch it too")
+        parts = [opened if part == path else _open_part(part, budget) for part in paths]
+        tensors = dict(opened.tensors) if count == 1 else _join(paths, parts)
+        return cls(paths, tuple(part.data for part in parts), parts[0].metadata, MappingProxyType(tensors))
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The stored bytes of a tensor as a read-only 1-D view of the mapped file; KeyError for an unknown name."""
         tensor = self.tensors[name]
-        return np.frombuffer(self._data, dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
+        return np.frombuffer(self._data[tensor.part], dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A checked value in the file: `type` at byte `start`."""
+class _Part:
+    """One mapped file with what its header says."""
 
-    type: ValueType
-    start: int
-
-
-class _Metadata(Mapping[str, object]):
-    """Metadata by key, each value decoded at its first use."""
-
-    def __init__(self, data: mmap.mmap, places: Mapping[str, _Place]) -> None:
-        self._data = data
-        self._places = places
-        self._values: dict[str, object] = {}
-
-    def __getitem__(self, key: str) -> object:
-        if key not in self._values:
-            place = self._places[key]
-            self._values[key] = _decode(self._data, place.type, place.start)[0]
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._places
+    data: mmap.mmap
+    metadata: Metadata
+    tensors: Mapping[str, GgufTensor]
 
 
-def _read_header(data: mmap.mmap) -> tuple[Mapping[str, object], Mapping[str, GgufTensor]]:
-    cursor = _Cursor(data)
+def _open_part(path: Path, budget: HeaderBudget) -> _Part:
+    if not path.is_file():  # opening a pipe would wait for whoever writes to it
+        reason = "it is no regular file" if path.exists() else "there is no such file"
+        raise InputError(f"cannot open {path}: {reason}; give the path of a GGUF file")
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < len(MAGIC):
+                raise FormatError(f"{path} is not a GGUF file: it has {size} bytes")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(f"cannot open {path}: {error.strerror or error}; give the path of a GGUF file") from error
+    with _naming(path):
+        metadata, tensors = _read_header(HeaderCursor(data, budget))
+    return _Part(data, metadata, tensors)
+
+
+def _join(paths: Sequence[Path], parts: Sequence[_Part]) -> dict[str, GgufTensor]:
+    """The tensors of all parts of a model, which must fit together."""
+    first = parts[0].metadata
+    tensors: dict[str, GgufTensor] = {}
+    for place, part in enumerate(parts):
+        with _naming(paths[place]):
+            check_part(part.metadata, first, place, len(parts))
+            for name, tensor in part.tensors.items():
+                if name in tensors:
+                    other = paths[tensors[name].part].name
+                    raise FormatError(f"tensor {name!r} is in {other} too; they belong to different models")
+                tensors[name] = replace(tensor, part=place)
+    with _naming(paths[0]):
+        check_num_tensors(first, len(tensors))
+    return tensors
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of what is wrong with it."""
+    try:
+        yield
+    except (FormatError, UnsupportedError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _read_header(cursor: HeaderCursor) -> tuple[Metadata, Mapping[str, GgufTensor]]:
     num_tensors, num_keys = _read_counts(cursor)
-    places: dict[str, _Place] = {}
+    places: dict[str, ValuePlace] = {}
     for _ in range(num_keys):
         key = cursor.name("metadata key", MAX_KEY_BYTES)
         if key in places:
-            raise FormatError(f"metadata key {key!r} occurs twice")
-        value_type = cursor.value_type(f"metadata key {key!r}")
-        places[key] = _Place(value_type, cursor.position)
-        cursor.skip_value(value_type, f"metadata key {key!r}")
-    metadata = _Metadata(data, places)
+            raise FormatError(f"metadata key {shorten(key)} occurs twice")
+        places[key] = cursor.value(f"metadata key {shorten(key)}")
+    metadata = Metadata(cursor.data, places)
     alignment = _alignment(places, metadata)
     infos: dict[str, GgufTensor] = {}
     for _ in range(num_tensors):
@@ -182,10 +166,10 @@ def _read_header(data: mmap.mmap) -> tuple[Mapping[str, object], Mapping[str, Gg
         if tensor.name in infos:
             raise FormatError(f"tensor {tensor.name!r} occurs twice")
         infos[tensor.name] = tensor
-    return metadata, _place_tensors(infos, cursor.position, alignment, len(data))
+    return metadata, _place_tensors(infos, cursor.position, alignment, len(cursor.data))
 
 
-def _read_counts(cursor: _Cursor) -> tuple[int, int]:
+def _read_counts(cursor: HeaderCursor) -> tuple[int, int]:
     """Check magic and version; return the numbers of tensors and of metadata keys."""
     start = cursor.take(8, "file header")
     magic = cursor.data[start : start + 4]
@@ -203,7 +187,7 @@ def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     return num_tensors, num_keys
 
 
-def _alignment(places: Mapping[str, _Place], metadata: Mapping[str, object]) -> int:
+def _alignment(places: Mapping[str, ValuePlace], metadata: Mapping[str, object]) -> int:
     key = "general.alignment"
     if key not in places:
         return DEFAULT_ALIGNMENT
@@ -216,10 +200,11 @@ def _alignment(places: Mapping[str, _Place], metadata: Mapping[str, object]) -> 
     return alignment
 
 
-def _read_tensor_info(cursor: _Cursor, alignment: int) -> GgufTensor:
+def _read_tensor_info(cursor: HeaderCursor, alignment: int) -> GgufTensor:
     """Read one tensor's entry; its offset is still relative to the start of the tensor data."""
     name = cursor.name("tensor name", MAX_TENSOR_NAME_BYTES)
     what = f"tensor {name!r}"
+    cursor.budget.charge(_TENSOR_BYTES, what)
     num_dimensions = cursor.u32(what)
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:
         raise FormatError(f"{what} has {num_dimensions} dimensions; allowed are 1 to {MAX_DIMENSIONS}")
@@ -259,143 +244,4 @@ def _place_tensors(
             raise FormatError(
                 f"tensor {tensor.name!r} ends at byte {end}, but the file has {file_bytes}; was it fetched completely?"
             )
-    return MappingProxyType(
-        {
-            name: GgufTensor(name, info.shape, info.type, data_start + info.offset, info.num_bytes)
-            for name, info in infos.items()
-        }
-    )
-
-
-class _Cursor:
-    """Steps through the header; every step checks that the bytes exist and that limits hold."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data = data
-        self.position = 0
-        self._end = len(data)
-        self._num_walked = 0
-
-    def take(self, num_bytes: int, what: str) -> int:
-        """Step over `num_bytes` and return where they start."""
-        start = self.position
-        if num_bytes > self._end - start:
-            raise FormatError(f"the file ends inside {what}: {num_bytes} bytes are wanted at byte {start}")
-        self.position = start + num_bytes
-        return start
-
-    def u32(self, what: str) -> int:
-        """Read a 32-bit number."""
-        return int(_U32(self.data, self.take(4, what))[0])
-
-    def u64(self, what: str) -> int:
-        """Read a 64-bit number."""
-        return int(_U64(self.data, self.take(8, what))[0])
-
-    def name(self, what: str, max_bytes: int) -> str:
-        """Read a key or a tensor name, which must be UTF-8 and not empty."""
-        length = self.u64(what)
-        if not 1 <= length <= max_bytes:
-            raise FormatError(f"a {what} has {length} bytes; allowed are 1 to {max_bytes}")
-        start = self.take(length, what)
-        try:
-            return self.data[start : start + length].decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"a {what} is not valid UTF-8") from None
-
-    def value_type(self, what: str) -> ValueType:
-        """Read the type id of a value."""
-        type_id = self.u32(what)
-        try:
-            return ValueType(type_id)
-        except ValueError:
-            raise FormatError(f"{what} has the unknown value type {type_id}") from None
-
-    def skip_value(self, value_type: ValueType, what: str, depth: int = 0) -> None:
-        """Check a value and step over it."""
-        if value_type is ValueType.STRING:
-            self._skip_strings(1, what)
-        elif value_type is ValueType.ARRAY:
-            self._skip_array(what, depth + 1)
-        else:
-            start = self.take(_NUMBER_DTYPES[value_type].itemsize, what)
-            if value_type is ValueType.BOOL:
-                self._check_bools(start, 1, what)
-
-    def _skip_array(self, what: str, depth: int) -> None:
-        if depth > MAX_ARRAY_NESTING:
-            raise FormatError(f"{what} nests arrays more than {MAX_ARRAY_NESTING} deep")
-        element_type, count = self.value_type(what), self.u64(what)
-        if count > MAX_ARRAY_ELEMENTS:
-            raise FormatError(f"{what} has {count} elements; at most {MAX_ARRAY_ELEMENTS} are allowed")
-        start = self.position
-        if element_type is ValueType.STRING:
-            self._skip_strings(count, what)
-        elif element_type is ValueType.ARRAY:
-            self._count_walked(count, what)
-            for _ in range(count):
-                self._skip_array(what, depth + 1)
-        else:
-            self.take(count * _NUMBER_DTYPES[element_type].itemsize, what)
-            if element_type is ValueType.BOOL:
-                self._check_bools(start, count, what)
-        num_bytes = self.position - start
-        if num_bytes > MAX_ARRAY_BYTES:
-            raise FormatError(f"{what} has {num_bytes} bytes; at most {MAX_ARRAY_BYTES} are allowed in an array")
-
-    def _skip_strings(self, count: int, what: str) -> None:
-        self._count_walked(count, what)
-        data, position, end = self.data, self.position, self._end
-        last_length = end - 8
-        for _ in range(count):
-            if position > last_length:
-                raise FormatError(f"the file ends inside {what}")
-            length = _U64(data, position)[0]
-            if length > MAX_STRING_BYTES:
-                raise FormatError(f"{what} holds a string of {length} bytes; at most {MAX_STRING_BYTES} are allowed")
-            position += 8 + length
-        if position > end:
-            raise FormatError(f"the file ends inside {what}")
-        self.position = position
-
-    def _count_walked(self, count: int, what: str) -> None:
-        self._num_walked += count
-        if self._num_walked > MAX_WALKED_ELEMENTS:
-            raise FormatError(f"{what} brings the header above {MAX_WALKED_ELEMENTS} strings and inner arrays")
-
-    def _check_bools(self, start: int, count: int, what: str) -> None:
-        if count and np.frombuffer(self.data, dtype=np.uint8, count=count, offset=start).max() > 1:
-            raise FormatError(f"{what} holds a truth value other than 0 and 1")
-
-
-def _decode(data: mmap.mmap, value_type: ValueType, start: int) -> tuple[object, int]:
-    """Return the value at `start`, which has been checked, and the position behind it."""
-    if value_type is ValueType.STRING:
-        end = start + 8 + _U64(data, start)[0]
-        return data[start + 8 : end].decode("utf-8", "surrogateescape"), end
-    if value_type is ValueType.ARRAY:
-        return _decode_array(data, start)
-    dtype = _NUMBER_DTYPES[value_type]
-    number: object = np.frombuffer(data, dtype=dtype, count=1, offset=start)[0].item()
-    return number, start + dtype.itemsize
-
-
-def _decode_array(data: mmap.mmap, start: int) -> tuple[list[object], int]:
-    type_id, count = _U32_U64(data, start)
-    element_type, position = ValueType(type_id), start + 12
-    values: list[object] = []
-    if element_type is ValueType.STRING:
-        append = values.append
-        for _ in range(count):
-            first = position + 8
-            position = first + _U64(data, position)[0]
-            append(data[first:position].decode("utf-8", "surrogateescape"))
-        return values, position
-    if element_type is ValueType.ARRAY:
-        for _ in range(count):
-            inner, position = _decode_array(data, position)
-            values.append(inner)
-        return values, position
-    dtype = _NUMBER_DTYPES[element_type]
-    values = np.frombuffer(data, dtype=dtype, count=count, offset=position).tolist()
-    return values, position + count * dtype.itemsize
+    return MappingProxyType({name: replace(info, offset=data_start + info.offset) for name, info in infos.items()})

@@ -276,6 +276,35 @@ def _q6_k(blocks: Bytes) -> Floats:
     return _scaled_groups(_half(blocks, 208) * _plain("i1", blocks, 192, 208), codes)
 
 
+_IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
+"""What the 16 codes of IQ4_NL and IQ4_XS stand for (kvalues_iq4nl of ggml)."""
+
+_FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.float32)
+"""Twice what the 16 codes of MXFP4 stand for."""
+
+
+def _iq4_nl(blocks: Bytes) -> Floats:
+    return _half(blocks, 0) * _IQ4_VALUES[_fields(blocks[:, 2:], 16, 4)]
+
+
+def _iq4_xs(blocks: Bytes) -> Floats:
+    low = _fields(blocks[:, 4:8], 1, 4)
+    high = _fields(blocks[:, 2:4], 1, 2)
+    scales = _half(blocks, 0) * _signed(low | (high << np.uint8(4)), 32)
+    return _scaled_groups(scales, _IQ4_VALUES[_fields(blocks[:, 8:], 16, 4)])
+
+
+def _mxfp4(blocks: Bytes) -> Floats:
+    """The scale is half of 2 ** (byte - 127), by its bits as float32; for bytes 0 and 1 it is sub-normal."""
+    exponents = blocks[:, :1].astype(np.uint32)
+    bits = np.where(exponents < 2, np.uint32(0x00200000) << exponents, (exponents - np.uint32(1)) << np.uint32(23))
+    return bits.view(np.float32) * _FP4_VALUES[_fields(blocks[:, 1:], 16, 4)]
+
+
+def _tq2_0(blocks: Bytes) -> Floats:
+    return _half(blocks, 64) * _signed(_fields(blocks[:, :64], 32, 2), 1)
+
+
 _DECODERS: Mapping[TensorType, Callable[[Any], Floats]] = MappingProxyType(
     {
         TensorType.F32: _f32,
@@ -291,5 +320,9 @@ _DECODERS: Mapping[TensorType, Callable[[Any], Floats]] = MappingProxyType(
         TensorType.Q4_K: _q4_k,
         TensorType.Q5_K: _q5_k,
         TensorType.Q6_K: _q6_k,
+        TensorType.IQ4_NL: _iq4_nl,
+        TensorType.IQ4_XS: _iq4_xs,
+        TensorType.MXFP4: _mxfp4,
+        TensorType.TQ2_0: _tq2_0,
     }
 )

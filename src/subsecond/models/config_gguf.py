@@ -37,29 +37,29 @@ class _Reader:
     def read(self, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
         """The configuration, before the family completes it."""
         self.refuse_unsupported(family)
-        width = self.int("embedding_length", "width")
-        num_heads = self.int("attention.head_count", "num_heads")
+        width = self.integer("embedding_length", "width")
+        num_heads = self.integer("attention.head_count", "num_heads")
         head_dim = self.head_dim(width, num_heads)
         has_rope = family.form.positions == "rotary"
         name = self.metadata.get("general.name")
         epsilon = "layer_norm_epsilon" if family.form.norm == "layer" else "layer_norm_rms_epsilon"
-        context_length = self.int("context_length", "context_length")
-        num_experts = self.int("expert_count", "num_experts", 0)
-        window = self.int("attention.sliding_window", "window", 0) or None
+        context_length = self.integer("context_length", "context_length")
+        num_experts = self.integer("expert_count", "num_experts", 0)
+        window = self.integer("attention.sliding_window", "window", 0) or None
         return ModelConfig(
             family=self.architecture,
             name=name[:MAX_NAME_CHARS] if isinstance(name, str) else self.architecture,
-            num_layers=self.int("block_count", "num_layers"),
+            num_layers=self.integer("block_count", "num_layers"),
             width=width,
             ff_width=self.ff_width(num_experts),
             num_heads=num_heads,
-            num_kv_heads=self.int("attention.head_count_kv", "num_kv_heads", num_heads),
+            num_kv_heads=self.integer("attention.head_count_kv", "num_kv_heads", num_heads),
             head_dim=head_dim,
             vocab_size=self.vocab_size(shapes),
             context_length=context_length,
-            norm_eps=self.float(f"attention.{epsilon}"),
-            rope_theta=self.float("rope.freq_base", 10000.0),
-            rope_dims=self.int("rope.dimension_count", "rope_dims", head_dim) if has_rope else 0,
+            norm_eps=self.number(f"attention.{epsilon}"),
+            rope_theta=self.number("rope.freq_base", 10000.0),
+            rope_dims=self.integer("rope.dimension_count", "rope_dims", head_dim) if has_rope else 0,
             rope_pairing=family.gguf_pairing,
             rope_scaling=self.rope_scaling(context_length, shapes) if has_rope else None,
             local_rope_theta=self.optional("rope.freq_base_swa"),
@@ -68,8 +68,8 @@ class _Reader:
             attention_softcap=self.optional("attn_logit_softcapping"),
             logit_softcap=self.optional("final_logit_softcapping"),
             num_experts=num_experts,
-            num_chosen_experts=self.int("expert_used_count", "num_chosen_experts", 0) if num_experts else 0,
-            has_normalized_experts=self.bool("expert_weights_norm", True),
+            num_chosen_experts=self.integer("expert_used_count", "num_chosen_experts", 0) if num_experts else 0,
+            has_normalized_experts=self.flag("expert_weights_norm", True),
             pooling=_POOLING[self.choice("pooling_type", _POOLING)],
             num_token_types=self.num_token_types(shapes),
         )
@@ -78,26 +78,26 @@ class _Reader:
         """The full key of a field of this architecture."""
         return f"{self.architecture}.{name}"
 
-    def int(self, name: str, field: str, default: int | None = None) -> int:
+    def integer(self, name: str, field: str, default: int | None = None) -> int:
         """An integer in the limits of a configuration's field."""
         if default is not None and self.key(name) not in self.metadata:
             return default
         low, high = INT_LIMITS[field]
         return read_int(self.metadata, self.key(name), _WHERE, min(low, 0) if default == 0 else low, high)
 
-    def float(self, name: str, default: float | None = None) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
         """A number."""
         if default is not None and self.key(name) not in self.metadata:
             return default
         return read_field(self.metadata, self.key(name), float, _WHERE)
 
-    def bool(self, name: str, default: bool) -> bool:
+    def flag(self, name: str, default: bool) -> bool:
         """A truth value."""
         return read_field(self.metadata, self.key(name), bool, _WHERE) if self.key(name) in self.metadata else default
 
     def optional(self, name: str) -> Any:
         """A number, None where it is missing or zero."""
-        return (self.float(name, 0.0) or None) if self.key(name) in self.metadata else None
+        return (self.number(name, 0.0) or None) if self.key(name) in self.metadata else None
 
     def choice(self, name: str, allowed: Mapping[Any, object]) -> Any:
         """A value that must be one of `allowed`; the first where it is missing."""
@@ -116,8 +116,8 @@ class _Reader:
                 f"{_WHERE}: embedding_length {width} is no multiple of head_count {num_heads}, "
                 f"and {self.key(key_length)!r}, which would give the width of a head, is missing"
             )
-        head_dim = self.int(key_length, "head_dim", width // num_heads)
-        if self.int(value_length, "head_dim", head_dim) != head_dim:
+        head_dim = self.integer(key_length, "head_dim", width // num_heads)
+        if self.integer(value_length, "head_dim", head_dim) != head_dim:
             raise UnsupportedError(
                 f"the heads of this model have {head_dim} key channels and "
                 f"{self.metadata[self.key(value_length)]} value channels; only equal numbers are supported"
@@ -128,15 +128,15 @@ class _Reader:
         """Width of the feed-forward part, or of one expert."""
         name = "expert_feed_forward_length"
         if num_experts and self.key(name) in self.metadata:
-            return self.int(name, "ff_width")
-        return self.int("feed_forward_length", "ff_width")
+            return self.integer(name, "ff_width")
+        return self.integer("feed_forward_length", "ff_width")
 
     def vocab_size(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Rows of the embedding table."""
         shape = shapes.get("token_embd.weight")
         if shape is None or len(shape) != 2:
             raise FormatError(f"'token_embd.weight' has shape {shape}; a table [vocabulary, width] is needed")
-        given = self.int("vocab_size", "vocab_size", shape[0])
+        given = self.integer("vocab_size", "vocab_size", shape[0])
         if given != shape[0]:
             raise FormatError(f"{_WHERE}: vocab_size is {given}, but 'token_embd.weight' has {shape[0]} rows")
         return shape[0]
@@ -151,15 +151,15 @@ class _Reader:
         has_factors = "rope_factors_long.weight" in shapes
         kinds = {"none": "", "linear": "linear", "yarn": "yarn", "longrope": "longrope"}
         kind = kinds[self.choice("rope.scaling.type", kinds)]
-        original = self.int("rope.scaling.original_context_length", "context_length", context_length)
+        original = self.integer("rope.scaling.original_context_length", "context_length", context_length)
         if has_factors:
             kind, factor = "longrope", context_length / original
         elif kind == "":
-            kind, factor = "linear", self.float("rope.scale_linear", 1.0) or 1.0
+            kind, factor = "linear", self.number("rope.scale_linear", 1.0) or 1.0
             if factor == 1.0:
                 return None
         else:
-            factor = self.float("rope.scaling.factor", 1.0) or 1.0
+            factor = self.number("rope.scaling.factor", 1.0) or 1.0
         magnitude = self.optional("rope.scaling.attn_factor")
         if magnitude is not None and kind == "yarn":
             # files give what multiplies the factor that follows from the scale
@@ -169,8 +169,8 @@ class _Reader:
             kind=kind,  # type: ignore[arg-type]
             factor=factor,
             original_context=original,
-            beta_fast=self.float("rope.scaling.yarn_beta_fast", 32.0),
-            beta_slow=self.float("rope.scaling.yarn_beta_slow", 1.0),
+            beta_fast=self.number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=self.number("rope.scaling.yarn_beta_slow", 1.0),
             attention_factor=magnitude,
         )
 

@@ -1,4 +1,7 @@
-"""The models on this machine's disk, a folder for each: finds, lists and removes them, and never fetches one."""
+"""The models on this machine's disk, a folder for each: finds, lists and removes them, and never fetches one.
+
+Models in the stores of other programs are found and listed too; they are never changed.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subsecond.core.errors import InputError, IntegrityError
-from subsecond.models import catalogue
+from subsecond.models import catalogue, foreign_stores
 
 MODEL_FILE = "model.gguf"
 ARTIFACT_FOLDER = "subsecond"
+OWN_ORIGIN = "subsecond"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model in the store. `file_bytes` is its GGUF file, `artifact_bytes` the packed form beside it (0 for none)."""
+    """A model on disk. `file_bytes` is its weights' files, `artifact_bytes` the packed form beside it (0 for none).
+
+    `origin` is whose store it is in: "subsecond", "hugging face", "ollama" or "lm studio".
+    """
 
     name: str
     path: Path
     file_bytes: int
     artifact_bytes: int
+    origin: str = OWN_ORIGIN
 
 
 def home() -> Path:
@@ -41,8 +49,14 @@ def model_folder(name: str) -> Path:
     """Folder of the named model, which need not exist.
 
     Raises:
-        InputError: the name has other characters than a name may have.
+        InputError: the name has other characters than a name may have, or is that of another program's model.
     """
+    owner = foreign_stores.owner_of(name)
+    if owner is not None:
+        raise InputError(
+            f"{_shown(name)} names a model in the store of {owner}, which is read where it lies; subsecond fetches and "
+            "deletes only models of its own"
+        )
     if not _NAME.fullmatch(name):
         raise InputError(
             f"{_shown(name)} is no model name; a name has lower-case letters, digits, '.', '_' and '-', at most 64"
@@ -58,31 +72,47 @@ def model_path(name: str) -> Path:
 def resolve(model: str) -> Path:
     """Return the file or folder that `model` means: a path that exists, or else the name of a model on disk.
 
-    A folder that holds no artifact does not hide a model of its name.
+    A folder that holds no artifact does not hide a model of its name. Names of our own models and of the catalogue
+    come before those of other programs, which are written with a prefix (hf:OWNER/NAME, ollama:NAME:TAG,
+    lmstudio:PUBLISHER/NAME) or, where that is clear, without.
 
     Raises:
-        InputError: neither; the message says what to do next.
+        InputError: neither, or several models have the name; the message says what to do next.
         IntegrityError: the model on disk has not the size that the catalogue says.
     """
     if model and _exists(Path(model).expanduser()) and not _is_mere_folder(model):
         return Path(model).expanduser()
-    if not _NAME.fullmatch(model) or model.endswith((".gguf", ".safetensors")):
-        if not model or "/" in model or "." in model:
-            raise InputError(f"there is no file or folder {_shown(model)}; give an existing path or a model name")
-        raise unknown_model(model)
-    path = model_path(model)
-    if path.is_file():
-        wrong = catalogue.size_difference(model, path)
-        if wrong is not None:
-            raise IntegrityError(f"{path} is damaged: it has {wrong}; fetch it anew with: subsecond pull {model}")
-        return path
-    if catalogue.find(model) is not None:
-        raise InputError(f"{model} is not on disk yet; fetch it with: subsecond pull {model}")
+    if foreign_stores.owner_of(model) is None and _NAME.fullmatch(model):
+        path = model_path(model)
+        if path.is_file():
+            wrong = catalogue.size_difference(model, path)
+            if wrong is not None:
+                raise IntegrityError(f"{path} is damaged: it has {wrong}; fetch it anew with: subsecond pull {model}")
+            return path
+        if catalogue.find(model) is not None:
+            raise InputError(f"{model} is not on disk yet; fetch it with: subsecond pull {model}")
+    foreign = foreign_stores.find_foreign(model)
+    if foreign is not None:
+        return foreign.path
+    if foreign_stores.owner_of(model) is not None:
+        raise foreign_stores.missing(model)
+    is_path = not _NAME.fullmatch(model) or model.endswith((".gguf", ".safetensors"))
+    if not model or (is_path and ("/" in model or "." in model)):
+        raise InputError(f"there is no file or folder {_shown(model)}; give an existing path or a model name")
     raise unknown_model(model)
 
 
 def list_models() -> tuple[StoredModel, ...]:
-    """Every complete model in the store, by name."""
+    """Every complete model on disk: those of our own by name, then those of other programs."""
+    others = (
+        StoredModel(model.name, model.path, model.file_bytes, 0, model.origin)
+        for model in foreign_stores.list_foreign()
+    )
+    return (*own_models(), *others)
+
+
+def own_models() -> tuple[StoredModel, ...]:
+    """Every complete model in our own store, by name."""
     folder = home() / "models"
     if not folder.is_dir():
         return ()
@@ -98,12 +128,20 @@ def remove(name: str) -> int:
     """Delete the named model, what was packed from it and what an interrupted download left; returns the bytes freed.
 
     Raises:
-        InputError: the store has no such model.
+        InputError: the store has no such model, or it is another program's.
     """
-    folder = model_folder(name)
-    if not folder.is_dir():
-        stored = ", ".join(model.name for model in list_models()) or "none"
-        raise InputError(f"there is no model {name} on disk; there are: {stored}")
+    folder = model_folder(name) if foreign_stores.owner_of(name) is None and _NAME.fullmatch(name) else None
+    if folder is None or not folder.is_dir():
+        foreign = foreign_stores.find_foreign(name)
+        if foreign is not None:
+            raise InputError(
+                f"{_shown(name)} is a model of another program ({foreign.origin}), and subsecond deletes only its own; "
+                f"to delete it: {foreign.how_to_delete}"
+            )
+        if foreign_stores.owner_of(name) is not None:
+            raise foreign_stores.missing(name)
+        stored = ", ".join(model.name for model in own_models()) or "none"
+        raise InputError(f"there is no model {model_folder(name).name} on disk; there are: {stored}")
     if folder.is_symlink():
         folder.unlink()
         return 0
@@ -112,11 +150,16 @@ def remove(name: str) -> int:
     return freed_bytes
 
 
+def is_link(name: str) -> bool:
+    """Whether the named model of our own is a link to a folder elsewhere, which `remove` leaves alone."""
+    return _NAME.fullmatch(name) is not None and model_folder(name).is_symlink()
+
+
 def unknown_model(model: str) -> InputError:
     """The error for a name that is neither on disk nor in the catalogue, with the names that come close."""
     known = sorted({*catalogue.names(), *(stored.name for stored in list_models())})
     close = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(known)};"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {foreign_stores.some_names(known)};"
     return InputError(f"there is no model {_shown(model)}; {hint} A path of a GGUF file works too")
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from subsecond.core.errors import InputError
+from subsecond.core.errors import InputError, SubsecondError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class TemplateLimits:
     `max_value_length` characters of a text or items of a list; `max_range` numbers of a `range()`.
     """
 
-    max_source_bytes: int = 256 * 1024
+    max_source_bytes: int = 96 * 1024  # parsing takes a second for so many of them at worst
     max_output_chars: int = 8 * 2**20
     max_messages: int = 10_000
     max_range: int = 65_536
@@ -79,8 +79,8 @@ class Meter:
                 self._container(len(current))
                 pending += current
 
-    def write(self, value: object, what: str) -> None:
-        """Allow a value to be turned into text: it must be plain data, and all text in it counts."""
+    def write(self, value: object, what: str, error: type[SubsecondError] = UnsupportedError) -> None:
+        """Allow a value to be turned into text: it must be plain data, else `error`, and all text in it counts."""
         pending = [value]
         while pending:
             current = pending.pop()
@@ -94,7 +94,7 @@ class Meter:
                 self._container(len(current))
                 pending += current
             elif not isinstance(current, (int, float, range, type(None))):
-                raise InputError(f"{what} holds a {type(current).__name__}; only text, numbers, lists and mappings fit")
+                raise error(f"{what} holds a {type(current).__name__}; only text, numbers, lists and mappings fit")
 
     def _container(self, num_items: int) -> None:
         """Count a container that a walk enters, and look at the clock: inner lists that are shared make walks long."""

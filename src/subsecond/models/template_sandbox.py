@@ -16,16 +16,18 @@ from typing import Any, NoReturn
 from jinja2 import Template, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import FILTERS
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from subsecond.core.errors import InputError
+from subsecond.core.errors import InputError, UnsupportedError
 from subsecond.models.template_meter import ITEM_WORK, LimitError, Meter, TemplateLimits, added, multiplied, raised
 
-MAX_TREE_NODES = 20_000
+MAX_TREE_NODES = 12_000
+MAX_TAGS = 4_000  # of the source: counted before it is parsed, which takes a kilobyte for each
 MAX_TIME_FORMAT_CHARS = 256
 MAX_INDENT = 64
 MAX_ROUND_DIGITS = 64
@@ -123,13 +125,17 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self._callables = frozenset(map(id, self.globals.values()))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if source.count("{{") + source.count("{%") > MAX_TAGS:
+            raise UnsupportedError(f"the chat template has more than {MAX_TAGS} tags, the most that are allowed")
         tree = super()._parse(source, name, filename)
         # compiling costs far more than parsing, so large trees stop here
         num_nodes = sum(1 for _ in tree.find_all(nodes.Node))
         if num_nodes > MAX_TREE_NODES:
-            raise InputError(f"the chat template has {num_nodes} syntax nodes; at most {MAX_TREE_NODES} are allowed")
+            raise UnsupportedError(
+                f"the chat template has {num_nodes} syntax nodes; at most {MAX_TREE_NODES} are allowed"
+            )
         for node in tree.find_all(_REFUSED):
-            raise InputError(
+            raise UnsupportedError(
                 f"the chat template uses {type(node).__name__!r} in line {node.lineno}, which is not allowed"
             )
         return _Rewriter().visit(tree)  # type: ignore[no-any-return]
@@ -149,7 +155,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if isinstance(owner, str) and __obj.__name__ == "join" and len(args) == 1:
                 return _joined(meter, args[0], owner)
         else:
-            raise InputError(f"the chat template calls a {type(__obj).__name__}, which is not allowed")
+            raise UnsupportedError(f"the chat template calls a {type(__obj).__name__}, which is not allowed")
         return super().call(__context, __obj, *args, **kwargs)
 
     def _check_method(
@@ -160,7 +166,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         else:
             allowed = any(isinstance(owner, kind) and name in names for kind, names in _METHODS.items())
         if not allowed:
-            raise InputError(f"the chat template calls the method {name!r}, which is not allowed")
+            raise UnsupportedError(f"the chat template calls the method {name!r}, which is not allowed")
         if isinstance(owner, str):
             _check_text_method(meter, owner, name, [*args, *kwargs.values()])
             return
@@ -181,13 +187,19 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "**":
             raised(left, right)
         elif isinstance(left, (str, bytes)):
-            raise InputError("the chat template formats text with %, which is not allowed; joining with ~ is")
+            raise UnsupportedError("the chat template formats text with %, which is not allowed; joining with ~ is")
         return super().call_binop(context, operator, left, right)
 
 
 def compile_template(source: str, limits: TemplateLimits) -> Template:
-    """Compile a template; raises whatever Jinja raises, or InputError for what the sandbox refuses."""
+    """Compile a template; raises whatever Jinja raises, or UnsupportedError for what the sandbox refuses."""
     return TemplateEnvironment(limits).from_string(source)
+
+
+def variables_of(source: str, limits: TemplateLimits) -> frozenset[str]:
+    """Names that a template takes from outside; raises as `compile_template`."""
+    environment = TemplateEnvironment(limits)
+    return frozenset(find_undeclared_variables(environment.parse(source)) - environment.globals.keys())
 
 
 class _GenerationBlocks(Extension):
@@ -216,7 +228,9 @@ class _Rewriter(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         if node.recursive:
-            raise InputError(f"the chat template has a recursive loop in line {node.lineno}, which is not allowed")
+            raise UnsupportedError(
+                f"the chat template has a recursive loop in line {node.lineno}, which is not allowed"
+            )
         self.generic_visit(node)
         node.iter = _through("_rounds", node.iter)
         return node
@@ -353,7 +367,7 @@ def _indent(context: Context, value: Any, width: int | str = 4, first: bool = Fa
     meter.step()
     size = len(width) if isinstance(width, str) else width
     if size > MAX_INDENT:
-        raise InputError(f"the chat template indents by {size}; at most {MAX_INDENT} is allowed")
+        raise UnsupportedError(f"the chat template indents by {size}; at most {MAX_INDENT} is allowed")
     text = str(value)
     meter.new_value(len(text) + (text.count("\n") + 2) * max(size, 0) + SPLIT_WORK * text.count("\n"))
     return FILTERS["indent"](text, width, first, blank)
@@ -363,7 +377,9 @@ def _indent(context: Context, value: Any, width: int | str = 4, first: bool = Fa
 def _round(context: Context, value: float, precision: int = 0, method: str = "common") -> Any:
     _meter(context).step()
     if abs(precision) > MAX_ROUND_DIGITS:
-        raise InputError(f"the chat template rounds to {precision} digits; at most {MAX_ROUND_DIGITS} are allowed")
+        raise UnsupportedError(
+            f"the chat template rounds to {precision} digits; at most {MAX_ROUND_DIGITS} are allowed"
+        )
     return FILTERS["round"](value, precision, method)
 
 
@@ -381,7 +397,7 @@ def _tojson(
     meter.step()
     size = len(indent) if isinstance(indent, str) else indent or 0
     if size > MAX_INDENT or (separators and max(map(len, separators)) > MAX_INDENT):
-        raise InputError(f"the chat template indents JSON by {size}; at most {MAX_INDENT} is allowed")
+        raise UnsupportedError(f"the chat template indents JSON by {size}; at most {MAX_INDENT} is allowed")
     meter.write(value, "a value for tojson")
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     meter.new_value(len(text))
@@ -474,5 +490,7 @@ def _raise_exception(message: object) -> NoReturn:
 def _strftime_now(time_format: str) -> str:
     # widths such as %999999d would fill memory
     if len(time_format) > MAX_TIME_FORMAT_CHARS or re.search(r"%[^%A-Za-z]*\d", time_format):
-        raise InputError("the chat template formats the time with a width or a very long format, which is not allowed")
+        raise UnsupportedError(
+            "the chat template formats the time with a width or a very long format, which is not allowed"
+        )
     return datetime.now().strftime(time_format)

@@ -1,76 +1,81 @@
-"""Text to token ids and back, for byte-level BPE vocabularies; streams are the detokenizer's business.
+"""Text to token ids and back, for byte-level BPE, SentencePiece and WordPiece; streams are the detokenizer's business.
 
-Special tokens are kept out of the BPE vocabulary altogether, so no text can become one unless the caller allows it.
+Special tokens are kept out of what merging can yield, so no text becomes one unless the caller allows it.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from subsecond.core.errors import FormatError, InputError
+from subsecond.models.pair_merging import PairMerger
+from subsecond.models.token_table import MemoryTable, TokenTable, is_utf8
+from subsecond.models.tokenizer_file import load_tokenizer, save_tokenizer
+from subsecond.models.tokenizer_json import read_folder_vocabulary
+from subsecond.models.vocabulary import ModelKind, SpecialTokens, Vocabulary
+from subsecond.models.vocabulary_gguf import read_gguf_vocabulary
+from subsecond.models.word_cutting import WordCutter
+from subsecond.models.wordpiece import WordPieceEncoder
 
-from subsecond.core.errors import FormatError, InputError, UnsupportedError
-from subsecond.formats.fields import read_field, read_int, read_mapping
-from subsecond.models.vocabulary import MAX_VOCAB_SIZE, SpecialTokens, Vocabulary
+MAX_SPECIAL_CHARS = 512
 
-MAX_FILE_BYTES = 1 << 26
-SECTION = "subsecond"
-"""Our part of a tokenizer.json; it lies inside "model", the one place where other readers skip unknown fields."""
-
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_WORDS = _QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_UNSPACED = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
+"""Words that BERT's own decoder writes without a space in front."""
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer. Safe to use from several threads; nothing changes after construction."""
+    """A tokenizer. Safe to use from several threads; what it builds later than at construction is guarded."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        """Build from a checked vocabulary.
+    def __init__(self, vocabulary: Vocabulary, table: TokenTable | None = None) -> None:
+        """Build from a checked vocabulary, or from a saved one with its lookup `table`.
 
         Raises:
-            FormatError: merges and tokens do not fit together, or printable ASCII cannot be encoded.
-            UnsupportedError: no rule is known for the vocabulary's `pre`.
+            FormatError: printable ASCII cannot be encoded, or a step of the word rule is damaged. Merges that do not
+                fit the tokens are found when `encode` or `save` first needs them.
+            UnsupportedError: the word rule has a step that is not known.
         """
         special = vocabulary.special
         self._vocabulary = vocabulary
-        self._control = special.control
+        self._table = MemoryTable(vocabulary) if table is None else table
         self._control_ids = frozenset(special.control.values())
         self._control_tokens = MappingProxyType({**special.control, **special.user_defined})
-        self._special_ids = frozenset(self._control_tokens.values())
-        by_length = sorted(self._control_tokens, key=len, reverse=True)
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, by_length)) + ")") if by_length else None
-        self._bpe = _build(vocabulary, self._control_tokens)
+        self._held_out_ids = frozenset(vocabulary.held_out.values())
+        self._all_texts = _SpecialTexts({**self._control_tokens, **special.plain}, special)
+        self._plain_texts = _SpecialTexts(special.plain, special)
+        self._byte_ids = _byte_ids(vocabulary, self._table)
+        self._bytes_by_id = {token_id: byte for byte, token_id in enumerate(self._byte_ids or ())}
+        self._encoder = self._build_encoder()
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
-        """The tokenizer that GGUF metadata describes; errors as in `Vocabulary.from_gguf` and the constructor."""
-        return cls(Vocabulary.from_gguf(metadata))
+        """The tokenizer that GGUF metadata describes.
+
+        FormatError when it is damaged, UnsupportedError for a kind of vocabulary or word rule that is not known.
+        """
+        return cls(read_gguf_vocabulary(metadata))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder: its tokenizer.json and the small files beside it.
+
+        Raises:
+            InputError: there is no tokenizer.json, or it cannot be read.
+            FormatError: a file is damaged.
+            UnsupportedError: the model is Unigram, or the text passes through a step that is not known.
+        """
+        return cls(read_folder_vocabulary(folder))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a file that `save` wrote; InputError if it cannot be read, FormatError if it is something else."""
-        path = Path(path)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise FormatError(f"{path} is larger than {MAX_FILE_BYTES} bytes, more than any tokenizer needs")
-            content = json.loads(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path} is not valid JSON: {str(error)[:200]}") from error
-        return cls(_read_vocabulary(content, str(path)))
+        return cls(*load_tokenizer(Path(path)))
 
     def save(self, path: str | Path) -> None:
-        """Write one tokenizer.json, in the format of the `tokenizers` library with a section of our own inside."""
-        content = _describe(self._vocabulary, self._control_tokens)
-        Path(path).write_text(json.dumps(content, separators=(",", ":")), encoding="ascii")
+        """Write one file for `load`; FormatError when merges and tokens do not fit together."""
+        save_tokenizer(Path(path), self._vocabulary, self._table)
 
     @property
     def vocab_size(self) -> int:
@@ -93,6 +98,16 @@ class Tokenizer:
         return self._vocabulary.special.add_bos
 
     @property
+    def cls_id(self) -> int | None:
+        """The token that BERT expects before a text, None if the vocabulary has none."""
+        return self._vocabulary.special.cls_id
+
+    @property
+    def sep_id(self) -> int | None:
+        """The token that BERT expects after a text, None if the vocabulary has none."""
+        return self._vocabulary.special.sep_id
+
+    @property
     def bos_token(self) -> str:
         """Text of `bos_id`, empty if there is none."""
         return "" if self.bos_id is None else self._vocabulary.tokens[self.bos_id]
@@ -109,50 +124,129 @@ class Tokenizer:
 
     @property
     def unencodable_bytes(self) -> bytes:
-        """The bytes without a token. Some vocabularies lack rare control characters; they vanish, as in training."""
-        return bytes(byte for byte in range(256) if self._bpe.token_to_id(_CHARACTERS[byte]) is None)
+        """The bytes without a token. Some byte-level vocabularies lack rare control characters; they vanish there."""
+        if self._vocabulary.model is not ModelKind.BYTE_LEVEL:
+            return b""
+        return bytes(byte for byte in range(256) if self._table.find(_CHARACTERS[byte]) is None)
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether one space at the very beginning of a decoded text is left out, as encoding put one in there."""
+        return self._vocabulary.strips_first_space
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token steers the model and is left out of decoded text."""
         return token_id in self._control_ids
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
         """Token ids of a text. Without `allow_special` no text yields a special token, however it is spelled.
 
-        Raises InputError for text with lone surrogates, which has no UTF-8 form.
+        `is_continuation` tells that the text follows other text or a special token; some vocabularies put a space only
+        before what truly begins. Raises InputError for text with lone surrogates, which has no UTF-8 form.
         """
-        if not _is_utf8(text):
+        if not is_utf8(text):
             raise InputError("the text holds half of a surrogate pair, which no encoding of text allows; remove it")
-        if not allow_special or self._special_pattern is None:
-            return self._encode_plain(text)
+        texts = self._all_texts if allow_special else self._plain_texts
         token_ids: list[int] = []
-        # the pattern is one group, so split() returns the special tokens too, at the odd places
-        for index, piece in enumerate(self._special_pattern.split(text)):
-            if index % 2:
-                token_ids.append(self._control_tokens[piece])
-            elif piece:
-                token_ids += self._encode_plain(piece)
+        for is_first, piece, token_id in texts.split(text):
+            if piece:
+                token_ids += self._encoder.encode(piece, is_first=is_first and not is_continuation)
+            if token_id is not None:
+                token_ids.append(token_id)
         return token_ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """One ordinary text as the model expects it alone, with the tokens that begin and end it.
+
+        BERT vocabularies put it between `cls_id` and `sep_id`, others after `bos_id` where `add_bos` is set, and before
+        their end where the file asks for that (models that embed texts do).
+        """
+        token_ids = self.encode(text)
+        special = self._vocabulary.special
+        begin = special.cls_id if self._vocabulary.model is ModelKind.WORDPIECE else special.bos_id
+        if begin is not None and (special.add_bos or self._vocabulary.model is ModelKind.WORDPIECE):
+            token_ids.insert(0, begin)
+        if self._vocabulary.model is ModelKind.WORDPIECE:
+            return token_ids if special.sep_id is None else [*token_ids, special.sep_id]
+        return [*token_ids, special.eos_ids[0]] if special.add_eos else token_ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves control tokens out."""
         pieces = [self.token_bytes(each) for each in token_ids if not (skip_special and each in self._control_ids)]
-        return b"".join(pieces).decode("utf-8", "replace")
+        text = b"".join(pieces).decode("utf-8", "replace")
+        return text[1:] if self.strips_first_space and text.startswith(" ") else text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for, which may be part of a character; InputError for an unknown id."""
+        """The bytes that one token stands for, which may be part of a character; InputError for an unknown id.
+
+        A space at the begin of the token is included, also where `decode` drops it because no text precedes it.
+        """
         if not 0 <= token_id < self.vocab_size:
             raise InputError(f"there is no token {token_id}; the vocabulary has ids 0 to {self.vocab_size - 1}")
-        text = self._vocabulary.tokens[token_id]
-        if token_id not in self._special_ids:
-            try:
-                return bytes([_BYTES[character] for character in text])
-            except KeyError:
-                pass  # not spelled in the byte alphabet: the text itself is meant
+        text = self._table.text(token_id)
+        model = self._vocabulary.model
+        if model is ModelKind.WORDPIECE:
+            return _wordpiece_text(text).encode("utf-8", "surrogateescape")
+        if token_id in self._bytes_by_id:
+            return bytes([self._bytes_by_id[token_id]])
+        if token_id not in self._held_out_ids:
+            if model is ModelKind.SENTENCEPIECE:
+                text = text.replace("▁", " ")
+            else:
+                try:
+                    return bytes([_BYTES[character] for character in text])
+                except KeyError:
+                    pass  # not spelled in the byte alphabet: the text itself is meant
         return text.encode("utf-8", "surrogateescape")
 
-    def _encode_plain(self, text: str) -> list[int]:
-        return self._bpe.encode(text, add_special_tokens=False).ids
+    def _build_encoder(self) -> PairMerger | WordPieceEncoder:
+        vocabulary = self._vocabulary
+        cutter = WordCutter(vocabulary.words)
+        if vocabulary.model is ModelKind.WORDPIECE:
+            return WordPieceEncoder(self._table, cutter, vocabulary.special.unk_id)
+        if vocabulary.model is ModelKind.BYTE_LEVEL:
+            missing = [chr(byte) for byte in range(0x20, 0x7F) if self._table.find(_CHARACTERS[byte]) is None]
+            if missing:
+                raise FormatError(f"the vocabulary has no byte-level token for the characters {''.join(missing)!r}")
+        return PairMerger(
+            self._table,
+            cutter,
+            native_from_chars=self.vocab_size,
+            ignore_merges=vocabulary.words.ignore_merges,
+            byte_ids=self._byte_ids,
+            unk_id=vocabulary.special.unk_id,
+        )
+
+
+class _SpecialTexts:
+    """Finds the texts of special tokens in a text, the longest first, in time that hardly depends on their number."""
+
+    def __init__(self, ids: Mapping[str, int], special: SpecialTokens) -> None:
+        self._ids = {text: token_id for text, token_id in ids.items() if is_utf8(text)}
+        self._strips = special.strips
+        self._lengths = sorted({len(text) for text in self._ids}, reverse=True)
+        if self._lengths and self._lengths[0] > MAX_SPECIAL_CHARS:
+            raise FormatError(
+                f"a special token has {self._lengths[0]} characters; allowed are {MAX_SPECIAL_CHARS}, as each place of "
+                "a text is compared with all of them"
+            )
+        begins = {text[0] for text in self._ids}
+        self._begin = re.compile("[" + "".join(map(re.escape, sorted(begins))) + "]") if begins else None
+
+    def split(self, text: str) -> Iterator[tuple[bool, str, int | None]]:
+        """Yield (whether it begins the text, text before a special token, its id or None at the end)."""
+        start, place, strips_left = 0, 0, False
+        while self._begin is not None and (begin := self._begin.search(text, place)) is not None:
+            place = begin.start()
+            found = next((each for n in self._lengths if (each := text[place : place + n]) in self._ids), None)
+            if found is None:
+                place += 1
+                continue
+            piece = text[start:place].lstrip() if strips_left else text[start:place]
+            strips_right, strips_left = self._strips.get(found, (False, False))
+            yield start == 0, piece.rstrip() if strips_right else piece, self._ids[found]
+            start = place = place + len(found)
+        yield start == 0, text[start:].lstrip() if strips_left else text[start:], None
 
 
 def _byte_alphabet() -> tuple[str, ...]:
@@ -169,147 +263,17 @@ _CHARACTERS = _byte_alphabet()
 _BYTES: Mapping[str, int] = {character: byte for byte, character in enumerate(_CHARACTERS)}
 
 
-def _word_rule(pre: str) -> tuple[normalizers.Normalizer | None, pre_tokenizers.PreTokenizer]:
-    """Return how text is normalized and cut into words, by the name of the rule in GGUF files."""
-    if pre in ("gpt-2", "default"):
-        return None, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        return None, pre_tokenizers.Sequence([digits, words])
-    patterns = {"qwen2": _QWEN2_WORDS, "llama-bpe": _LLAMA3_WORDS}
-    if pre not in patterns:
-        raise UnsupportedError(
-            f"the vocabulary cuts words by the rule {pre[:50]!r}; "
-            f"supported are {', '.join(['default', 'gpt-2', 'smollm', *patterns])}"
-        )
-    cut = pre_tokenizers.Split(tokenizers.Regex(patterns[pre]), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return normalizers.NFC() if pre == "qwen2" else None, pre_tokenizers.Sequence([cut, to_bytes])
+def _byte_ids(vocabulary: Vocabulary, table: TokenTable) -> list[int] | None:
+    """The tokens of the 256 bytes in a SentencePiece vocabulary, None unless it has them all."""
+    if vocabulary.model is not ModelKind.SENTENCEPIECE:
+        return None
+    found = [table.find(f"<0x{byte:02X}>") for byte in range(256)]
+    known = [token_id for token_id in found if token_id is not None]
+    return known if len(known) == 256 else None
 
 
-def _ignores_merges(pre: str) -> bool:
-    """Whether a word that is a token itself is taken whole, even where merges would not lead to it."""
-    return pre == "llama-bpe"
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _build(vocabulary: Vocabulary, control_tokens: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """Assemble the BPE encoder without special tokens. Of equal texts the last id is the one that encoding yields."""
-    normalizer, pre_tokenizer = _word_rule(vocabulary.pre)
-    id_by_text = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
-    for text in control_tokens:
-        id_by_text.pop(text, None)
-    missing = [chr(byte) for byte in range(0x20, 0x7F) if _CHARACTERS[byte] not in id_by_text]
-    if missing:
-        raise FormatError(f"the vocabulary has no byte-level token for the characters {''.join(missing)!r}")
-    if not _is_utf8("".join(id_by_text)):  # such tokens exist to be decoded; no text becomes one
-        id_by_text = {text: token_id for text, token_id in id_by_text.items() if _is_utf8(text)}
-    pairs = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    ignores_merges = _ignores_merges(vocabulary.pre)
-    try:
-        bpe = models.BPE(vocab=id_by_text, merges=pairs, ignore_merges=ignores_merges)  # type: ignore[arg-type]
-    except Exception as error:  # the library raises plain Exception, also for a merge that names no token
-        raise FormatError(f"merges and tokens do not fit together: {str(error)[:200]}") from error
-    encoder = tokenizers.Tokenizer(bpe)
-    if normalizer is not None:
-        encoder.normalizer = normalizer
-    encoder.pre_tokenizer = pre_tokenizer
-    encoder.decoder = decoders.ByteLevel()
-    return encoder
-
-
-def _describe(vocabulary: Vocabulary, control_tokens: Mapping[str, int]) -> dict[str, object]:
-    """The contents of tokenizer.json."""
-    special = vocabulary.special
-    empty = tokenizers.Tokenizer(models.BPE(ignore_merges=_ignores_merges(vocabulary.pre)))
-    normalizer, empty.pre_tokenizer = _word_rule(vocabulary.pre)
-    if normalizer is not None:
-        empty.normalizer = normalizer
-    empty.decoder = decoders.ByteLevel()
-    content: dict[str, object] = json.loads(empty.to_str())
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    content["added_tokens"] = [
-        {"id": token_id, "content": text, **flags, "special": text in special.control}
-        for text, token_id in sorted(control_tokens.items(), key=lambda item: item[1])
-        if _is_utf8(text)
-    ]
-    id_by_text = {text: token_id for token_id, text in enumerate(vocabulary.tokens) if _is_utf8(text)}
-    in_vocab = set(id_by_text.values())
-    # what JSON or a mapping cannot hold, tokens that are not UTF-8 and all but one of equal ones, is kept as hex
-    others = {
-        str(token_id): text.encode("utf-8", "surrogateescape").hex()
-        for token_id, text in enumerate(vocabulary.tokens)
-        if token_id not in in_vocab
-    }
-    section = {
-        "pre": vocabulary.pre,
-        "vocab_size": len(vocabulary.tokens),
-        "control": list(special.control.values()),
-        "user_defined": list(special.user_defined.values()),
-        "bos_id": special.bos_id,
-        "eos_ids": list(special.eos_ids),
-        "add_bos": special.add_bos,
-        "other_tokens": others,
-    }
-    model = content["model"]
-    assert isinstance(model, dict)
-    content["model"] = {**model, "vocab": id_by_text, "merges": list(vocabulary.merges), SECTION: section}
-    return content
-
-
-def _read_vocabulary(content: object, where: str) -> Vocabulary:
-    """The inverse of `_describe`."""
-    model = read_mapping(content if isinstance(content, dict) else {}, "model", where)
-    section = read_mapping(model, SECTION, where)
-    vocab, merges = read_mapping(model, "vocab", where), model.get("merges")
-    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
-        raise FormatError(f"{where}: field 'merges' must be a list of texts")
-    vocab_size = read_int(section, "vocab_size", where, 1, MAX_VOCAB_SIZE)
-    others = {}
-    for key, value in read_mapping(section, "other_tokens", where).items():
-        if not key.isdecimal() or len(key) > 8 or not isinstance(value, str):
-            raise FormatError(f"{where}: field 'other_tokens' must map token ids to hexadecimal text")
-        try:
-            others[int(key)] = bytes.fromhex(value).decode("utf-8", "surrogateescape")
-        except ValueError:
-            raise FormatError(f"{where}: token {key} is not hexadecimal text") from None
-    if len(vocab) + len(others) != vocab_size:
-        raise FormatError(f"{where}: {len(vocab) + len(others)} tokens are listed, but vocab_size is {vocab_size}")
-    tokens: list[str | None] = [None] * vocab_size
-    for text, token_id in vocab.items():
-        if type(token_id) is not int or not 0 <= token_id < vocab_size:
-            raise FormatError(f"{where}: token {text[:50]!r} has an id that is not a number below {vocab_size}")
-        tokens[token_id] = text
-    for token_id, text in others.items():
-        if token_id >= vocab_size:
-            raise FormatError(f"{where}: token {token_id} is beyond vocab_size {vocab_size}")
-        tokens[token_id] = text
-    named = [text for text in tokens if text is not None]
-    if len(named) != vocab_size:
-        raise FormatError(f"{where}: some token ids are listed twice, others not at all")
-    return Vocabulary(named, merges, read_field(section, "pre", str, where), _read_special(section, named, where))
-
-
-def _read_special(section: Mapping[str, object], tokens: list[str], where: str) -> SpecialTokens:
-    def ids(name: str) -> list[int]:
-        given = section.get(name)
-        if not isinstance(given, list) or not all(type(each) is int and 0 <= each < len(tokens) for each in given):
-            raise FormatError(f"{where}: field {name!r} must be a list of token ids below {len(tokens)}")
-        return given
-
-    bos_id = None if section.get("bos_id") is None else read_int(section, "bos_id", where, 0, len(tokens) - 1)
-    return SpecialTokens(
-        control={tokens[token_id]: token_id for token_id in ids("control")},
-        user_defined={tokens[token_id]: token_id for token_id in ids("user_defined")},
-        bos_id=bos_id,
-        eos_ids=tuple(ids("eos_ids")),
-        add_bos=read_field(section, "add_bos", bool, where),
-    )
+def _wordpiece_text(text: str) -> str:
+    """A token as it continues a text: words after a space, "##" parts and most punctuation marks without one."""
+    if text.startswith("##"):
+        return text[2:]
+    return text if text.startswith(_UNSPACED) else " " + text

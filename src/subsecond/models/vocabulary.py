@@ -1,23 +1,25 @@
-"""The entries of a byte-level vocabulary (texts, merges, kinds, roles), read from GGUF metadata; encodes nothing."""
+"""The entries of a vocabulary (texts, merges, roles, word rule) as plain data; reads no file and encodes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
 
-from subsecond.core.errors import FormatError, UnsupportedError
-from subsecond.formats.fields import shorten
-
-PREFIX = "tokenizer.ggml."
 MAX_VOCAB_SIZE = 1 << 21
+MAX_MERGES = 1 << 22
 
 END_TEXTS = frozenset(
     {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>"}
 )
 """Control tokens that end an answer wherever they occur; files often name only one of theirs as the end."""
 
-_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_HTML_NAMES = (
+    *("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "h1", "h2", "h3", "h4", "h5", "h6"),
+    *("blockquote", "strong", "em", "b", "i", "u", "sub", "sup", "code"),
+)
+_HTML_TEXTS = frozenset(f"<{slash}{name}>" for name in _HTML_NAMES for slash in ("", "/"))
 
 
 class TokenKind(IntEnum):
@@ -31,11 +33,44 @@ class TokenKind(IntEnum):
     BYTE = 6
 
 
+class ModelKind(StrEnum):
+    """How words become tokens.
+
+    BYTE_LEVEL: pairs of bytes are merged; tokens are spelled in the byte alphabet of GPT-2.
+    SENTENCEPIECE: pairs of characters are merged; "▁" stands for a space, `<0xC3>` for one byte.
+    WORDPIECE: a word is cut into the longest tokens from the left; "##" marks all but the first.
+    """
+
+    BYTE_LEVEL = "byte-level"
+    SENTENCEPIECE = "sentencepiece"
+    WORDPIECE = "wordpiece"
+
+
+@dataclass(frozen=True, slots=True)
+class WordRule:
+    """How a text becomes words. `normalizer` and `pre_tokenizer` are written as in a tokenizer.json, None for none.
+
+    `ignore_merges`: a word that is a token itself is taken whole, even where merges would not lead to it.
+    """
+
+    normalizer: Mapping[str, object] | None
+    pre_tokenizer: Mapping[str, object] | None
+    ignore_merges: bool = False
+
+
+def _no_tokens() -> Mapping[str, int]:
+    return MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """The tokens that ordinary text never becomes: `control` steers the model, `user_defined` is visible markup.
+    """The tokens that merging never yields; every mapping is from text to token id.
 
-    Both map text to token id. `bos_id` is None when the vocabulary has none; `eos_ids` starts with the file's own end.
+    `control` steers the model, `user_defined` is visible markup of its own format, such as `<think>`. Neither comes
+    from ordinary text. `plain` does: white space and HTML tags that the vocabulary keeps whole.
+    `bos_id` is None when the vocabulary has none; `eos_ids` starts with the file's own end. `add_bos` and
+    `add_eos` tell whether a text is expected between them. `strips` holds the control
+    texts that swallow white space beside them, as (left, right).
     """
 
     control: Mapping[str, int]
@@ -43,81 +78,48 @@ class SpecialTokens:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     add_bos: bool
+    add_eos: bool = False
+    plain: Mapping[str, int] = field(default_factory=_no_tokens)
+    unk_id: int | None = None
+    cls_id: int | None = None
+    sep_id: int | None = None
+    strips: Mapping[str, tuple[bool, bool]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A byte-level BPE vocabulary: `tokens` by id in the byte alphabet, `merges` as "left right" in order of rank.
+    """A whole vocabulary: `tokens` by id as `model` spells them, `merges` as "left right" in order of rank.
 
-    `pre` names the rule that cuts text into words before merging.
+    SentencePiece files list no merges but a score for each token: then `merges` is None and `scores` tells which of
+    two possible tokens is formed first (the higher score). `strips_first_space`: encoding put a space in front of the
+    text, so decoding takes one away there.
     """
 
+    model: ModelKind
     tokens: Sequence[str]
-    merges: Sequence[str]
-    pre: str
+    words: WordRule
     special: SpecialTokens
+    merges: Sequence[str] | None = None
+    scores: Sequence[float] | None = None
+    strips_first_space: bool = False
 
-    @classmethod
-    def from_gguf(cls, metadata: Mapping[str, object]) -> Vocabulary:
-        """Read and check it; FormatError when it is damaged, UnsupportedError when it is not byte-level BPE."""
-        model = metadata.get(PREFIX + "model")
-        if model != "gpt2":
-            raise UnsupportedError(
-                f"the vocabulary is of kind {shorten(model)}; supported is byte-level BPE, which files call 'gpt2'"
-            )
-        tokens = _strings(metadata, "tokens")
-        merges = _strings(metadata, "merges")
-        if not 1 <= len(tokens) <= MAX_VOCAB_SIZE:
-            raise FormatError(f"the vocabulary has {len(tokens)} tokens; allowed are 1 to {MAX_VOCAB_SIZE}")
-        pre = metadata.get(PREFIX + "pre", "default")
-        if not isinstance(pre, str):
-            raise FormatError(f"{PREFIX}pre is {shorten(pre)}; it must be text")
-        return cls(tokens, merges, pre, _special_tokens(metadata, tokens, pre))
+    @property
+    def held_out(self) -> dict[str, int]:
+        """The tokens that neither merging nor a whole word may yield, by text."""
+        return {**self.special.control, **self.special.user_defined, **self.special.plain}
 
 
-def _special_tokens(metadata: Mapping[str, object], tokens: Sequence[str], pre: str) -> SpecialTokens:
-    kinds = _kinds(metadata, len(tokens))
-    bos_id = _token_id(metadata, "bos_token_id", len(tokens))
-    ends = [_token_id(metadata, key, len(tokens)) for key in _END_KEYS]
-    control = {tokens[token_id]: token_id for token_id, kind in kinds.items() if kind != TokenKind.USER_DEFINED}
-    user_defined = {tokens[token_id]: token_id for token_id, kind in kinds.items() if kind == TokenKind.USER_DEFINED}
-    # files exist that mark their own begin or end as ordinary text; its role makes it a control token
-    for token_id in (bos_id, *ends):
-        if token_id is not None:
-            user_defined.pop(tokens[token_id], None)
-            control[tokens[token_id]] = token_id
-    ends += [control[text] for text in sorted(END_TEXTS & control.keys())]
-    add_bos = metadata.get(PREFIX + "add_bos_token", pre == "llama-bpe")
-    if not isinstance(add_bos, bool):
-        raise FormatError(f"{PREFIX}add_bos_token is {shorten(add_bos)}; it must be true or false")
-    control.pop("", None)
-    user_defined.pop("", None)
-    eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
-    return SpecialTokens(control, user_defined, bos_id, eos_ids, add_bos and bos_id is not None)
+def split_user_defined(texts: Mapping[str, int], model: ModelKind) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the user-defined tokens as `SpecialTokens` keeps them: (`user_defined`, `plain`).
 
-
-def _kinds(metadata: Mapping[str, object], vocab_size: int) -> dict[int, int]:
-    """Return token id -> kind of the special tokens alone."""
-    given = metadata.get(PREFIX + "token_type")
-    if given is None:
-        return {}
-    if not isinstance(given, list) or len(given) != vocab_size:
-        raise FormatError(f"{PREFIX}token_type must list one kind for each of the {vocab_size} tokens")
-    special = (TokenKind.UNKNOWN, TokenKind.CONTROL, TokenKind.USER_DEFINED)
-    return {token_id: kind for token_id, kind in enumerate(given) if kind in special}
-
-
-def _token_id(metadata: Mapping[str, object], key: str, vocab_size: int) -> int | None:
-    given = metadata.get(PREFIX + key)
-    if given is None:
-        return None
-    if type(given) is not int or not 0 <= given < vocab_size:
-        raise FormatError(f"{PREFIX}{key} is {shorten(given)}; it must be a token id below {vocab_size}")
-    return given
-
-
-def _strings(metadata: Mapping[str, object], key: str) -> list[str]:
-    given = metadata.get(PREFIX + key)
-    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
-        raise FormatError(f"{PREFIX}{key} must be a list of texts")
-    return given
+    Plain is white space, and HTML in a SentencePiece vocabulary. Runs of "▁" there are in neither, as merging makes
+    them out of spaces.
+    """
+    user_defined: dict[str, int] = {}
+    plain: dict[str, int] = {}
+    for text, token_id in texts.items():
+        if not text or (model is ModelKind.SENTENCEPIECE and not text.strip("▁")):
+            continue
+        is_plain = text.isspace() or (model is ModelKind.SENTENCEPIECE and text in _HTML_TEXTS)
+        (plain if is_plain else user_defined)[text] = token_id
+    return user_defined, plain

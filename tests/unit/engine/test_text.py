@@ -33,15 +33,36 @@ class Pieces:
         return self._bytes.decode(errors="replace")
 
 
+class HalvesAtBar:
+    """A splitter for which all before the first `|` is reasoning."""
+
+    def __init__(self) -> None:
+        self._is_text = False
+
+    def push(self, _: int, text: str) -> tuple[str, str]:
+        if self._is_text:
+            return "", text
+        reasoning, bar, text = text.partition("|")
+        self._is_text = bool(bar)
+        return reasoning, text
+
+    def finish(self, text: str) -> tuple[str, str]:
+        return self.push(0, text)
+
+
 def text_stream(
-    pieces: Sequence[str | bytes], *stop: str, reason: FinishReason = "length", has_logprobs: bool = False
+    pieces: Sequence[str | bytes],
+    *stop: str,
+    reason: FinishReason = "length",
+    has_logprobs: bool = False,
+    splitter: HalvesAtBar | None = None,
 ) -> TextStream:
     """A stream whose engine has already answered with one token a piece."""
     cancelled: list[str] = []
     tokens = TokenStream("a", seed=1, num_prompt_tokens=4, variant="fake", cancel=cancelled.append)
     for index in range(len(pieces)):
         tokens.push(TokenEvent(index, -0.5, ((index, -0.5),), index, None if index < len(pieces) - 1 else reason))
-    return TextStream(tokens, Pieces(pieces), stop=stop, has_logprobs=has_logprobs, load_ms=3.0)
+    return TextStream(tokens, Pieces(pieces), splitter=splitter, stop=stop, has_logprobs=has_logprobs, load_ms=3.0)
 
 
 def test_pieces_are_passed_on_at_once() -> None:
@@ -51,6 +72,33 @@ def test_pieces_are_passed_on_at_once() -> None:
         ("lo", (1,), None),
         ("!", (2,), "length"),
     ]
+
+
+def test_reasoning_comes_beside_the_text() -> None:
+    stream = text_stream(["hm", "", ", so|Yes", "!"], splitter=HalvesAtBar())
+    chunks = [(chunk.reasoning, chunk.text, chunk.token_ids) for chunk in stream]
+    assert chunks == [("hm", "", (0,)), (", so", "Yes", (1, 2)), ("", "!", (3,))]
+    completion = stream.completion
+    assert completion is not None
+    assert (completion.reasoning, completion.text) == ("hm, so", "Yes!")
+    assert completion.usage.completion_tokens == 4
+
+
+def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
+    completion = text_stream(["a STOP b|c ST", "OP d", "e"], "STOP", splitter=HalvesAtBar()).collect()
+    assert (completion.reasoning, completion.text, completion.finish_reason) == ("a STOP b", "c ", "stop")
+
+
+def test_what_a_splitter_held_back_comes_last() -> None:
+    class Late(HalvesAtBar):
+        def push(self, _: int, text: str) -> tuple[str, str]:
+            return "", text[:0]
+
+        def finish(self, text: str) -> tuple[str, str]:
+            return "hm", text + "STO"
+
+    (chunk,) = text_stream(["a", b"\xe2\x82"], "STOP", splitter=Late())
+    assert (chunk.reasoning, chunk.text, chunk.finish_reason) == ("hm", "\ufffdSTO", "length")
 
 
 def test_half_a_character_waits() -> None:

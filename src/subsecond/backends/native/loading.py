@@ -58,7 +58,10 @@ def choose_isa(wanted: str | None = None) -> str:
     wanted = wanted or os.environ.get(ISA_VARIABLE) or None
     if wanted is not None:
         if wanted not in available:
-            raise InputError(f"instruction set {wanted!r} cannot run here; available: {', '.join(available)}")
+            missing = ", ".join(_native.missing_features().get(wanted, ["this build has no kernels for it"]))
+            raise InputError(
+                f"instruction set {wanted!r} cannot run here ({missing}); available: {', '.join(available)}"
+            )
         failed = _failed(wanted)
         if failed:
             raise InputError(
@@ -121,18 +124,52 @@ def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int
 
 
 def report() -> dict[str, Any]:
-    """What runs here and why: instruction sets, the chosen one, its arithmetic and the result of every self-test."""
+    """What runs here and why: instruction sets, the chosen one, its arithmetic and the result of every self-test.
+
+    With a SUBSECOND_ISA that cannot run here, `chosen` is None and `error` says why; otherwise `error` is None.
+    """
     available = _native.available_isas()
-    chosen = choose_isa()
-    tests = {isa: self_test(isa) for isa in available}
+    forced = os.environ.get(ISA_VARIABLE) or None
+    chosen, error = None, None
+    try:
+        chosen = choose_isa(forced)
+    except InputError as refusal:
+        error = f"{ISA_VARIABLE}={forced}: {refusal}"
     return {
+        "error": error,
+        "chosen": chosen,
+        "arithmetic": None if chosen is None else "bf16" if chosen == "amx" else "f32",
+        "forced_by": ISA_VARIABLE if forced else None,
         "features": _native.cpu_features(),
         "available": available,
-        "chosen": chosen,
-        "arithmetic": "bf16" if chosen == "amx" else "f32",
-        "forced_by": ISA_VARIABLE if os.environ.get(ISA_VARIABLE) else None,
-        "self_test": {isa: "passed" if all(t.has_passed for t in tests[isa]) else _failed(isa) for isa in available},
-        "kernels": {test.kernel: chosen for test in tests[chosen]},
+        "instruction_sets": [
+            _isa_report(isa, missing, chosen, forced) for isa, missing in _native.missing_features().items()
+        ],
+        "self_test": {isa: f"failed: {_failed(isa)}" if _failed(isa) else "passed" for isa in available},
+        "kernels": {} if chosen is None else {test.kernel: chosen for test in self_test(chosen)},
+    }
+
+
+def _isa_report(isa: str, missing: list[str], chosen: str | None, forced: str | None) -> dict[str, Any]:
+    """Whether an instruction set can run here, and why it is chosen or not."""
+    failed = None if missing else _failed(isa)
+    if missing:
+        reason = f"missing {', '.join(missing)}"
+    elif failed:
+        reason = f"wrong results in the self-test: {failed}"
+    elif isa == chosen:
+        reason = f"{ISA_VARIABLE}={forced} asks for it" if forced else "the best that can run here"
+    elif forced:
+        reason = f"{ISA_VARIABLE}={forced} holds the kernels to another"
+    else:
+        reason = f"{chosen} is better"
+    return {
+        "isa": isa,
+        "can_run": not missing and not failed,
+        "is_chosen": isa == chosen,
+        "missing": missing,
+        "self_test": None if missing else "failed" if failed else "passed",
+        "reason": reason,
     }
 
 

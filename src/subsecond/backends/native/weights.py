@@ -17,7 +17,9 @@ from subsecond.models.weights import WeightSource
 
 LAYOUT_VERSION = 1  # of native/packed_weight.h; an artifact of another layout is not used
 VECTOR_FORMAT = "vector"
-PACKED_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K")
+_TILE_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
+_SUPER_BLOCK_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+PACKED_FORMATS = ("F32", "F16", "BF16", *_TILE_FORMATS, *_SUPER_BLOCK_FORMATS)
 COPY_LIMIT_BYTES = 256 * 2**20  # below this, huge pages beat a mapping: they raise cache-resident bandwidth
 _ALIGNMENT = 64
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 
 from subsecond.core.errors import UnsupportedError
 from subsecond.formats.fields import shorten
@@ -13,9 +14,8 @@ from subsecond.models.families import bert, gemma2, gemma3, gpt2, llama, olmo2, 
 from subsecond.models.families.family import Family
 from subsecond.models.families.transformer import build_transformer
 
-FAMILIES: tuple[Family, ...] = tuple(
-    module.FAMILY for module in (llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, olmo2, gpt2, bert)
-)
+_MODULES = (llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, olmo2, gpt2, bert)
+FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in _MODULES)
 _BY_NAME: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.names}
 _BY_HF_TYPE: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.hf_types}
 
@@ -32,6 +32,11 @@ def find_family_by_hf_type(model_type: str) -> Family:
     if model_type not in _BY_HF_TYPE:
         raise _unknown(model_type, _BY_HF_TYPE)
     return _BY_HF_TYPE[model_type]
+
+
+def family_module(family: Family) -> ModuleType:
+    """The module that defines a family; its docstring says what the family is."""
+    return next(module for module in _MODULES if module.FAMILY is family)
 
 
 def build_graph(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Graph:

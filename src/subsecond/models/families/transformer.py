@@ -41,7 +41,10 @@ class _Writer:
         self.form = form
         self.activation = config.activation or form.activation
         self.builder = GraphBuilder(shapes)
-        self.rotary, self.local_rotary = self._rotaries() if form.positions == "rotary" else (None, None)
+        self.rotary: Rotary | None = None
+        self.local_rotary: Rotary | None = None
+        if form.positions == "rotary":
+            self.rotary, self.local_rotary = self._rotaries()
 
     def write(self) -> Graph:
         builder, config = self.builder, self.config

@@ -1,0 +1,93 @@
+"""Embedding models for Python programs: load one, then turn texts into vectors; wires layers, computes nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from subsecond.core.errors import InputError, UnsupportedError
+from subsecond.engine.embedding import embed_sequences
+from subsecond.models.checkpoint import Checkpoint, open_checkpoint
+from subsecond.models.store import resolve
+
+if TYPE_CHECKING:
+    from subsecond.backends.batch import Float32
+    from subsecond.backends.protocol import Backend
+
+MAX_STEP_ROWS = 2048
+
+
+def load_embedder(model: str | Path, *, isa: str | None = None, num_threads: int | None = None) -> Embedder:
+    """Load an embedding model: BERT and its like, or a language model that was trained to embed.
+
+    model        path of a model file or folder, or the name of a model on disk
+    isa          instruction set to hold the kernels to; None takes the best this processor has
+    num_threads  None takes one for each physical core
+
+    Raises:
+        InputError: no such model, or a value that is not allowed.
+        FormatError, UnsupportedError: the file is damaged, or the model gives no vectors.
+    """
+    checkpoint = open_checkpoint(resolve(os.fspath(model)))
+    if checkpoint.config.pooling is None:
+        raise UnsupportedError(
+            f"{checkpoint.config.name} is a language model that says nothing about pooling; "
+            "use subsecond.load for answers, or give an embedding model"
+        )
+    from subsecond.backends import native
+
+    max_rows = max(MAX_STEP_ROWS, min(checkpoint.config.context_length, 4 * MAX_STEP_ROWS))
+    backend = native.load(checkpoint, isa=isa, num_threads=num_threads, context_tokens=max_rows, max_rows=max_rows)
+    return Embedder(checkpoint, backend)
+
+
+class Embedder:
+    """A loaded embedding model; to be closed, best by `with`. May be used from any thread, one call at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
+        self.checkpoint = checkpoint
+        self.backend = backend
+        self._lock = threading.Lock()
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return self.checkpoint.config.width
+
+    def embed(self, texts: Sequence[str]) -> Float32:
+        """Unit vectors float32 [texts, width]; their scalar products are cosine similarities.
+
+        Raises:
+            InputError: no list of texts, or one that is longer than the model's context (nothing is cut off).
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError("texts must be a list of texts; for one text give a list of one")
+        pooling = self.checkpoint.config.pooling
+        assert pooling is not None
+        sequences = [self._encode(index, text) for index, text in enumerate(texts)]
+        with self._lock:
+            return embed_sequences(self.backend, sequences, pooling)
+
+    def close(self) -> None:
+        """Free the memory; the model cannot be used afterwards."""
+        with self._lock:
+            self.backend.close()
+
+    def _encode(self, index: int, text: str) -> list[int]:
+        token_ids = self.checkpoint.tokenizer.encode_text(text)
+        limit = self.checkpoint.config.context_length
+        if len(token_ids) > limit:
+            raise InputError(f"text {index} has {len(token_ids)} tokens; this model takes at most {limit}. Split it")
+        return token_ids
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
