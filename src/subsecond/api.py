@@ -285,7 +285,7 @@ def _load_torch(
     block_tokens = 32
     num_tokens = context_tokens or checkpoint.config.context_length
     return TorchBackend(
-        checkpoint.graph(),
+        checkpoint.graph(context_tokens),
         checkpoint.weights,
         num_blocks=-(-num_tokens // block_tokens),
         block_tokens=block_tokens,

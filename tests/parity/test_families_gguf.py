@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from subsecond.graph.ops import Rope
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 from subsecond.models.config import ModelConfig
 from subsecond.models.families.registry import find_family
@@ -166,3 +167,13 @@ def test_gemma3_alternates_and_has_two_bases(tmp_path: Path) -> None:
     assert opened.config.local_rope_theta == 10000.0
     given = Case(opened, made.tokens, made.expected).run("none", NUM_TOKENS)
     assert np.abs(given - made.expected).max() <= 1e-4 * np.ptp(made.expected)
+
+
+def test_the_form_of_longrope_follows_the_context_that_is_asked_for(tmp_path: Path) -> None:
+    made = make_case(FAMILIES["phi3-longrope"], tmp_path)
+    for opened in (made.opened, open_checkpoint(write_gguf(tmp_path / "model.gguf", made.opened))):
+        short, long = (
+            next(op.rotary for op in opened.graph(tokens).ops if isinstance(op, Rope)) for tokens in (16, 17)
+        )
+        assert short != long
+        assert long == next(op.rotary for op in opened.graph().ops if isinstance(op, Rope))

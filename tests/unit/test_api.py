@@ -31,6 +31,7 @@ class AsciiTokenizer:
     add_bos = True
 
     def encode(self, text: str, *, allow_special: bool = False, is_continuation: bool = False) -> list[int]:
+        assert not (allow_special and is_continuation)
         if allow_special:
             for literal, token_id in self.control_tokens.items():
                 text = text.replace(literal, chr(token_id))

@@ -1,11 +1,11 @@
-"""A model on disk, as a GGUF file or an artifact: configuration, graph, tokenizer and weights, each when asked for."""
+"""A model on disk, GGUF file, Hugging Face folder or artifact: each part of it is read when it is asked for."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.formats.artifact import Artifact, ArtifactWriter, is_artifact
 from subsecond.formats.artifact_manifest import SourceFile
+from subsecond.formats.gguf_parts import named_parts
 from subsecond.graph.graph import Graph
 from subsecond.models.config import ModelConfig
 from subsecond.models.config_gguf import config_from_gguf
 from subsecond.models.families.registry import build_graph, find_family
+from subsecond.models.source_file import describe, size_and_time
 
 if TYPE_CHECKING:
     # Imported where they are used: a start from an artifact needs neither the GGUF reader nor the template engine.
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from subsecond.models.weights import WeightSource
 
 TOKENIZER_NAME = "tokenizer.json"
-_CHUNK_BYTES = 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -51,9 +52,16 @@ class Checkpoint:
         """Shape of every weight of the original file, (out, in) or (length,)."""
         return self._content.shapes
 
-    def graph(self) -> Graph:
-        """The unfused graph of the model."""
-        return build_graph(self.config, self.shapes)
+    def graph(self, context_tokens: int | None = None) -> Graph:
+        """The unfused graph of the model, for texts of at most `context_tokens` where that is less than it allows.
+
+        A model whose rotary positions have one form for short contexts and one for long ones takes the one that fits.
+        """
+        config = self.config
+        is_two_forms = config.rope_scaling is not None and config.rope_scaling.kind == "longrope"
+        if is_two_forms and context_tokens is not None and context_tokens < config.context_length:
+            config = replace(config, context_length=context_tokens)
+        return build_graph(config, self.shapes)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -111,31 +119,46 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, *, can_use_artifact: bool = True) -> Checkpoint:
-    """Open a GGUF file or an artifact folder.
+    """Open a GGUF file, a Hugging Face folder (config.json and safetensors) or an artifact folder.
 
-    The artifact beside a GGUF file is used in place of it when it was made from this very file and all of it is there;
+    The artifact beside a model is used in place of it when it was made from these very files and all of it is there;
     otherwise a warning says why not. Without `can_use_artifact` it is not looked at.
 
     Raises:
-        InputError: nothing is there, or the folder holds no artifact.
-        FormatError, UnsupportedError: the file is damaged, or the model needs what is not supported.
+        InputError: nothing is there, or the folder holds no model.
+        FormatError, UnsupportedError: the model is damaged, or needs what is not supported.
     """
     path = Path(path)
     if path.is_dir():
-        if not is_artifact(path):
-            raise InputError(
-                f"{path} is a folder without subsecond/manifest.json; give a GGUF file or an artifact folder"
-            )
-        artifact = Artifact.open(path)
-        return Checkpoint(path, _ArtifactContent(artifact), artifact)
+        return _open_folder(path, can_use_artifact)
     if not path.is_file():
-        raise InputError(f"there is no file {path}; give the path of a GGUF file or of an artifact folder")
-    content = _artifact_beside(path) if can_use_artifact else None
+        raise InputError(f"there is no file {path}; give the path of a GGUF file or of a folder that holds a model")
+    paths = named_parts(path)
+    content = _artifact_beside(paths, lambda: _GgufContent(path).open_weights()) if can_use_artifact else None
     return Checkpoint(path, content or _GgufContent(path), content.artifact if content else None)
 
 
+def _open_folder(path: Path, can_use_artifact: bool) -> Checkpoint:
+    # Imported here: a start from a GGUF file or an artifact needs none of it.
+    from subsecond.models.hf_folder import HfFolder, is_hf_folder, source_paths
+
+    paths = source_paths(path) if is_hf_folder(path) else ()
+    if paths:
+        content = _artifact_beside(paths, lambda: HfFolder(path).open_weights()) if can_use_artifact else None
+        return Checkpoint(path, content or HfFolder(path), content.artifact if content else None)
+    if is_artifact(path):
+        artifact = Artifact.open(path)
+        return Checkpoint(path, _ArtifactContent(artifact), artifact)
+    if is_hf_folder(path):
+        return Checkpoint(path, HfFolder(path), None)  # says what of its weights is missing
+    raise InputError(
+        f"{path} is a folder without config.json and without subsecond/manifest.json; "
+        "give a GGUF file, a Hugging Face folder or an artifact folder"
+    )
+
+
 class _Content(Protocol):
-    """What the two kinds of checkpoint answer differently."""
+    """What the kinds of checkpoint answer differently."""
 
     @property
     def config(self) -> ModelConfig: ...
@@ -180,15 +203,15 @@ class _GgufContent:
         return GgufWeights(self._file)
 
     def find_source(self) -> SourceFile:
-        return _describe(self._path)
+        return describe(self._file.paths)
 
 
 class _ArtifactContent:
-    """Everything from an artifact; `source_path` is the file it was made from, None when that is not at hand."""
+    """Everything from an artifact; `open_source` gives the weights it was made from, None when they are not at hand."""
 
-    def __init__(self, artifact: Artifact, source_path: Path | None = None) -> None:
+    def __init__(self, artifact: Artifact, open_source: Callable[[], WeightSource] | None = None) -> None:
         self.artifact = artifact
-        self._source_path = source_path
+        self._open_source = open_source
         self.shapes = artifact.manifest.shapes
         self.config = ModelConfig.from_json(artifact.manifest.model)
         find_family(self.config.family)
@@ -206,16 +229,12 @@ class _ArtifactContent:
             raise FormatError(f"{error}; {self.artifact.remedy}") from error
 
     def open_weights(self) -> WeightSource:
-        from subsecond.models.weights import GgufWeights
-
-        name = self.artifact.manifest.source.name
-        path = self._source_path
-        if path is None:
+        if self._open_source is None:
             raise UnsupportedError(
                 f"{self.artifact.path} holds packed weights only; what was asked for needs the original weights. "
-                f"Open the file it was made from, {name}, instead"
+                f"Open the file it was made from, {self.artifact.manifest.source.name}, instead"
             )
-        return GgufWeights(_open_gguf(path))
+        return self._open_source()
 
     def find_source(self) -> SourceFile:
         return self.artifact.manifest.source
@@ -227,45 +246,38 @@ def _open_gguf(path: Path) -> GgufFile:
     return GgufFile.open(path)
 
 
-def _artifact_beside(path: Path) -> _ArtifactContent | None:
-    """The artifact in the folder of a GGUF file, when it was made from that file and can be read."""
-    if not is_artifact(path.parent):
+def _artifact_beside(paths: Sequence[Path], open_source: Callable[[], WeightSource]) -> _ArtifactContent | None:
+    """The artifact in the folder of a model's files, when it was made from them and can be read."""
+    first = paths[0]
+    if not is_artifact(first.parent):
         return None
     try:
-        artifact = Artifact.open(path.parent)
+        artifact = Artifact.open(first.parent)
         source = artifact.manifest.source
-        if source.name != path.name:
+        if source.name != first.name:
             return None  # another model of the same folder
-        if not _is_source(path, artifact):
-            _log.warning("packed weights beside %s belong to another version of it and are not used", path)
+        if not _is_source(paths, artifact):
+            _log.warning("packed weights beside %s belong to another version of it and are not used", first)
             return None
         artifact.check_sizes()
-        return _ArtifactContent(artifact, path)
+        return _ArtifactContent(artifact, open_source)
     except (FormatError, UnsupportedError) as error:
-        _log.warning("packed weights beside %s are not used: %s", path, error)
+        _log.warning("packed weights beside %s are not used: %s", first, error)
         return None
 
 
-def _is_source(path: Path, artifact: Artifact) -> bool:
-    """Whether the artifact was made from the file; a file with another time is read in full, once."""
-    source, status = artifact.manifest.source, path.stat()
-    if status.st_size != source.num_bytes:
+def _is_source(paths: Sequence[Path], artifact: Artifact) -> bool:
+    """Whether the artifact was made from the files; files with another time are read in full, once."""
+    if not all(path.is_file() for path in paths):
         return False
-    if status.st_mtime_ns == source.modified_ns:
+    source, (num_bytes, modified_ns) = artifact.manifest.source, size_and_time(paths)
+    if num_bytes != source.num_bytes:
+        return False
+    if modified_ns == source.modified_ns:
         return True
-    found = _describe(path)
+    found = describe(paths)
     if found.sha256 != source.sha256:
         return False
     with suppress(OSError):  # a folder that cannot be written only costs the time again
         artifact.replace_source_time(found.modified_ns)
     return True
-
-
-def _describe(path: Path) -> SourceFile:
-    """Name, sha256, size and time of a file; reads all of it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        status = path.stat()
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return SourceFile(path.name, digest.hexdigest(), status.st_size, status.st_mtime_ns)

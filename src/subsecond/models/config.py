@@ -31,7 +31,7 @@ INT_LIMITS: Mapping[str, tuple[int, int]] = {
     "original_context": (2, 2**26),
 }
 _FLOAT_LIMITS: Mapping[str, tuple[float, float]] = {
-    "norm_eps": (1e-12, 0.1),
+    "norm_eps": (1e-13, 0.1),
     "rope_theta": (1.001, 1e12),
     "local_rope_theta": (1.001, 1e12),
     "attention_scale": (1e-6, 1e3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from subsecond.core.errors import FormatError, UnsupportedError
@@ -24,7 +25,10 @@ def config_from_gguf(metadata: Mapping[str, object], shapes: Mapping[str, tuple[
     """
     architecture = read_field(metadata, "general.architecture", str, _WHERE)
     family = find_family(architecture)
-    return family.complete(_Reader(metadata, architecture).read(family, shapes))
+    config = family.complete(_Reader(metadata, architecture).read(family, shapes))
+    if config.window and config.window >= config.context_length and config.local_rope_theta is None:
+        return replace(config, window=None, window_layers=())  # it never ends
+    return config
 
 
 class _Reader:
@@ -63,7 +67,7 @@ class _Reader:
             rope_pairing=family.gguf_pairing,
             rope_scaling=self.rope_scaling(context_length, shapes) if has_rope else None,
             local_rope_theta=self.optional("rope.freq_base_swa"),
-            window=window if window and window < context_length else None,
+            window=window,
             attention_scale=self.optional("attention.scale"),
             attention_softcap=self.optional("attn_logit_softcapping"),
             logit_softcap=self.optional("final_logit_softcapping"),

@@ -177,7 +177,7 @@ def _is_mere_folder(model: str) -> bool:
     from subsecond.formats.artifact import is_artifact  # it needs numpy, which listing models does not
 
     is_model = model_path(model).is_file() or catalogue.find(model) is not None
-    return is_model and not is_artifact(Path(model))
+    return is_model and not is_artifact(Path(model)) and not (Path(model) / "config.json").is_file()
 
 
 def _shown(text: str) -> str:

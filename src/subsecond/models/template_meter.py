@@ -17,7 +17,7 @@ class TemplateLimits:
     `max_value_length` characters of a text or items of a list; `max_range` numbers of a `range()`.
     """
 
-    max_source_bytes: int = 96 * 1024  # parsing takes a second for so many of them at worst
+    max_source_bytes: int = 100 * 1024  # parsing takes a second for so many of them at worst
     max_output_chars: int = 8 * 2**20
     max_messages: int = 10_000
     max_range: int = 65_536

@@ -94,7 +94,7 @@ def test_a_tensor_of_another_shape_or_none(tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_is_named_first(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="'mamba' is not supported; supported: llama, qwen2"):
+    with pytest.raises(UnsupportedError, match="'mamba' is not supported; the nearest known one is 'llama'"):
         open_checkpoint(write_gguf(tmp_path / "m.gguf", tiny_shapes(TINY), "mamba"))
 
 
@@ -132,7 +132,7 @@ def test_a_copied_file_is_read_in_full_once(model: Path, monkeypatch: pytest.Mon
     pack(open_checkpoint(model), model.parent)
     os.utime(model, ns=(1, 1))
     open_checkpoint(model)
-    monkeypatch.setattr(checkpoint, "_describe", None)
+    monkeypatch.setattr(checkpoint, "describe", None)
     assert open_checkpoint(model).artifact is not None
 
 

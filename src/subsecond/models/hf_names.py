@@ -1,0 +1,85 @@
+"""Which weight a tensor of a Hugging Face checkpoint is: its name there to ours, by the tables of the families."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from subsecond.models.families.family import Family
+
+STANDARD: Mapping[str, str] = MappingProxyType(
+    {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+        "output": "lm_head",
+        "blk.{layer}.attn_norm": "model.layers.{layer}.input_layernorm",
+        "blk.{layer}.attn_q": "model.layers.{layer}.self_attn.q_proj",
+        "blk.{layer}.attn_k": "model.layers.{layer}.self_attn.k_proj",
+        "blk.{layer}.attn_v": "model.layers.{layer}.self_attn.v_proj",
+        "blk.{layer}.attn_q_norm": "model.layers.{layer}.self_attn.q_norm",
+        "blk.{layer}.attn_k_norm": "model.layers.{layer}.self_attn.k_norm",
+        "blk.{layer}.attn_output": "model.layers.{layer}.self_attn.o_proj",
+        "blk.{layer}.ffn_norm": "model.layers.{layer}.post_attention_layernorm",
+        "blk.{layer}.ffn_gate": "model.layers.{layer}.mlp.gate_proj",
+        "blk.{layer}.ffn_up": "model.layers.{layer}.mlp.up_proj",
+        "blk.{layer}.ffn_down": "model.layers.{layer}.mlp.down_proj",
+    }
+)
+"""Names of Llama and of the many that took them over."""
+
+# A checkpoint has these before its names or not, depending on the class that wrote it; some have one twice.
+_PREFIX = re.compile(r"(?:(?:language_model|model|transformer|bert)\.)+")
+# Tensors that the arithmetic does not need, by the name without prefix:
+_UNUSED = re.compile(
+    r"(?:.*\.)?rotary_emb\.inv_freq"  # follows from the configuration
+    r"|embeddings\.position_ids"  # 0, 1, 2, ...
+    r"|h\.\d+\.attn\.(?:bias|masked_bias)"  # the causal mask of GPT-2; its layers have no weight of this name
+    r"|pooler\..*|cls\..*"  # heads of BERT for its training tasks
+)
+_IMAGES = re.compile(r"(?:vision_tower|vision_model|multi_modal_projector)\..*")
+_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,3})(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The weight that a tensor is, or is a part of: `module` is its name without ".weight", `part` that behind it."""
+
+    module: str
+    part: str
+    expert: int | None = None
+
+
+class NameTable:
+    """The names of one family."""
+
+    def __init__(self, family: Family) -> None:
+        tables = (STANDARD, family.hf_tensors)  # where both have a name, that of the family counts
+        self._modules = {_PREFIX.sub("", theirs, count=1): ours for table in tables for ours, theirs in table.items()}
+
+    def find(self, name: str) -> Place | None:
+        """The place of a tensor, None when the family has no such weight."""
+        module, _, part = _without_prefix(name).rpartition(".")
+        numbers = [int(each) for each in _NUMBER.findall(f"{module}.")]
+        slots = iter(("{layer}", "{expert}"))
+        found = self._modules.get(_NUMBER.sub(lambda match: next(slots, match[0]), f"{module}.")[:-1])
+        if found is None or not part:
+            return None
+        layer, expert = [*numbers, None, None][:2]
+        return Place(found if layer is None else found.replace("{layer}", str(layer)), part, expert)
+
+
+def is_unused(name: str) -> bool:
+    """Whether the arithmetic of no family needs the tensor."""
+    return _UNUSED.fullmatch(_without_prefix(name)) is not None
+
+
+def is_of_images(name: str) -> bool:
+    """Whether the tensor belongs to the part of a model that reads images."""
+    return _IMAGES.fullmatch(_without_prefix(name)) is not None
+
+
+def _without_prefix(name: str) -> str:
+    match = _PREFIX.match(name)
+    return name[match.end() :] if match else name
