@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels.h"
 #include "memory.h"
 #include "packed_weight.h"
 
@@ -32,6 +33,15 @@ Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_
 
 // A weight over `packed`, which the caller keeps alive; ValueError when its size is not what the shape asks for.
 PackedWeight checked_weight(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& packed);
+
+// The activation of that name; ValueError otherwise.
+inline Activation checked_activation(const std::string& name) {
+  constexpr const char* names[] = {"silu", "gelu", "gelu_tanh"};
+  static_assert(sizeof(names) / sizeof(names[0]) == static_cast<size_t>(Activation::kCount));
+  for (int i = 0; i < static_cast<int>(Activation::kCount); ++i)
+    if (name == names[i]) return static_cast<Activation>(i);
+  throw nb::value_error(("there is no activation " + name).c_str());
+}
 
 void bind_sampler(nb::module_& module);
 void bind_kernels(nb::module_& module);

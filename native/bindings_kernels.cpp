@@ -9,6 +9,7 @@
 
 #include "bindings.h"
 #include "cpu_features.h"
+#include "experts.h"
 
 namespace subsecond {
 namespace {
@@ -34,7 +35,7 @@ Weight make_weight(const std::string& name, int64_t num_outputs, int64_t num_inp
 
 // Runs the kernel `repeats` times and returns the shortest time in seconds, packing of activations included.
 double run_linear(const std::string& isa, const FloatRows& input, const std::vector<Weight>& weights,
-                  const std::vector<nb::object>& biases, nb::object norm, float norm_eps, bool is_gated,
+                  const std::vector<nb::object>& biases, nb::object norm, float norm_eps, const std::string& gated,
                   nb::object residual, const FloatRows& output, int repeats) {
   const Kernels& kernels = kernels_of(isa);
   std::vector<PackedWeight> packed;
@@ -52,7 +53,8 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
                         packed.data(),
                         bias_data.data(),
                         static_cast<int>(packed.size()),
-                        is_gated,
+                        !gated.empty(),
+                        gated.empty() ? Activation::kSilu : checked_activation(gated),
                         residual.is_none() ? Matrix{} : matrix(nb::cast<FloatRows>(residual, false)),
                         matrix(output)};
   double best = INFINITY;
@@ -69,7 +71,7 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
 void run_attention(const std::string& isa, const FloatRows& query, const FloatRows& key, const FloatRows& value,
                    const Ints& blocks, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale,
                    const Floats& cos_sin, int64_t rotary_dims, bool is_interleaved, int64_t first, int64_t chunk,
-                   const FloatRows& output) {
+                   int64_t window, float softcap, bool is_causal, const FloatRows& output) {
   const Kernels& kernels = kernels_of(isa);
   int64_t num_blocks = 0;
   for (size_t i = 0; i < blocks.shape(0); ++i) num_blocks = std::max<int64_t>(num_blocks, blocks.data()[i] + 1);
@@ -86,6 +88,9 @@ void run_attention(const std::string& isa, const FloatRows& query, const FloatRo
   args.num_kv_heads = num_kv_heads;
   args.head_dim = head_dim;
   args.scale = scale;
+  args.window = window;
+  args.softcap = softcap;
+  args.is_causal = is_causal;
   const auto num_rows = static_cast<int64_t>(query.shape(0));
   if (static_cast<int64_t>(blocks.shape(0)) * kBlockTokens < num_rows) throw nb::value_error("too few blocks");
   const Span span{0, num_rows, 0, blocks.data()};
@@ -97,10 +102,12 @@ void run_attention(const std::string& isa, const FloatRows& query, const FloatRo
   }
 }
 
-void run_rms_norm(const std::string& isa, const FloatRows& input, const Floats& weight, float eps,
-                  const FloatRows& output) {
-  kernels_of(isa).rms_norm(matrix(input), matrix(output), static_cast<int64_t>(input.shape(1)), weight.data(), eps, 0,
-                           static_cast<int64_t>(input.shape(0)));
+void run_normalize(const std::string& isa, const FloatRows& input, const Floats& weight, nb::object bias, float eps,
+                   bool is_layer, const FloatRows& output) {
+  const float* bias_data = bias.is_none() ? nullptr : nb::cast<Floats>(bias, false).data();
+  const NormArgs norm{weight.data(), bias_data, eps, is_layer, static_cast<int64_t>(weight.shape(0))};
+  kernels_of(isa).normalize(matrix(input), matrix(output), static_cast<int64_t>(input.shape(1)), norm, 0,
+                            static_cast<int64_t>(input.shape(0)));
 }
 
 void run_rope(const std::string& isa, const FloatRows& input, const Floats& cos_sin, int64_t dims, bool is_interleaved,
@@ -110,9 +117,40 @@ void run_rope(const std::string& isa, const FloatRows& input, const Floats& cos_
                        static_cast<int64_t>(input.shape(0)));
 }
 
-void run_gated_silu(const std::string& isa, const FloatRows& gate, const FloatRows& up, const FloatRows& output) {
-  kernels_of(isa).gated_silu(matrix(gate), matrix(up), matrix(output), static_cast<int64_t>(gate.shape(1)), 0,
-                             static_cast<int64_t>(gate.shape(0)));
+void run_gated_activation(const std::string& isa, const FloatRows& gate, const FloatRows& up,
+                          const std::string& activation, const FloatRows& output) {
+  kernels_of(isa).gated_activation(matrix(gate), matrix(up), matrix(output), static_cast<int64_t>(gate.shape(1)),
+                                   checked_activation(activation), 0, static_cast<int64_t>(gate.shape(0)));
+}
+
+void run_activate(const std::string& isa, const FloatRows& input, const std::string& activation,
+                  const FloatRows& output) {
+  kernels_of(isa).activate(matrix(input), matrix(output), static_cast<int64_t>(input.shape(1)),
+                           checked_activation(activation), 0, static_cast<int64_t>(input.shape(0)));
+}
+
+void run_scale(const std::string& isa, const FloatRows& input, float factor, const FloatRows& output) {
+  kernels_of(isa).scale(matrix(input), matrix(output), static_cast<int64_t>(input.shape(1)), factor, 0,
+                        static_cast<int64_t>(input.shape(0)));
+}
+
+void run_softcap(const std::string& isa, const FloatRows& input, float cap, const FloatRows& output) {
+  kernels_of(isa).softcap(matrix(input), matrix(output), static_cast<int64_t>(input.shape(1)), cap, 0,
+                          static_cast<int64_t>(input.shape(0)));
+}
+
+// Experts [rows][num_chosen] of rows of router logits, and their weights.
+void run_choose_experts(const std::string& isa, const FloatRows& logits, bool is_normalized,
+                        const nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& experts,
+                        const FloatRows& weights) {
+  const ExpertsShape shape{static_cast<int64_t>(logits.shape(1)), static_cast<int64_t>(experts.shape(1)), is_normalized,
+                           0, 0};
+  if (experts.shape(0) != logits.shape(0) || experts.shape(1) < 1 || experts.shape(1) > logits.shape(1))
+    throw nb::value_error("as many rows of experts as of logits, and as many experts as are chosen");
+  std::vector<float> probabilities(logits.shape(1));
+  for (int64_t row = 0; row < static_cast<int64_t>(logits.shape(0)); ++row)
+    choose_experts(kernels_of(isa), shape, matrix(logits).row(row), probabilities.data(),
+                   experts.data() + row * shape.num_chosen, matrix(weights).row(row));
 }
 
 void run_add(const std::string& isa, const FloatRows& left, const FloatRows& right, const FloatRows& output) {
@@ -133,20 +171,28 @@ void bind_kernels(nb::module_& module) {
   kernels.def("weight", &make_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
               nb::arg("packed").noconvert(), nb::keep_alive<0, 4>());
   kernels.def("linear", &run_linear, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weights"),
-              nb::arg("biases"), nb::arg("norm").none(), nb::arg("norm_eps"), nb::arg("is_gated"),
+              nb::arg("biases"), nb::arg("norm").none(), nb::arg("norm_eps"), nb::arg("gated"),
               nb::arg("residual").none(), nb::arg("output").noconvert(), nb::arg("repeats") = 1);
   kernels.def("attention", &run_attention, nb::arg("isa"), nb::arg("query").noconvert(), nb::arg("key").noconvert(),
               nb::arg("value").noconvert(), nb::arg("blocks").noconvert(), nb::arg("num_heads"),
               nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("cos_sin").noconvert(),
-              nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"),
-              nb::arg("output").noconvert());
-  kernels.def("rms_norm", &run_rms_norm, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weight"),
-              nb::arg("eps"), nb::arg("output").noconvert());
+              nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"), nb::arg("window"),
+              nb::arg("softcap"), nb::arg("is_causal"), nb::arg("output").noconvert());
+  kernels.def("normalize", &run_normalize, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weight"),
+              nb::arg("bias").none(), nb::arg("eps"), nb::arg("is_layer"), nb::arg("output").noconvert());
   kernels.def("rope", &run_rope, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("cos_sin").noconvert(),
               nb::arg("dims"), nb::arg("is_interleaved"), nb::arg("head_dim"), nb::arg("positions").noconvert(),
               nb::arg("output").noconvert());
-  kernels.def("gated_silu", &run_gated_silu, nb::arg("isa"), nb::arg("gate").noconvert(), nb::arg("up").noconvert(),
+  kernels.def("gated_activation", &run_gated_activation, nb::arg("isa"), nb::arg("gate").noconvert(),
+              nb::arg("up").noconvert(), nb::arg("activation"), nb::arg("output").noconvert());
+  kernels.def("activate", &run_activate, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("activation"),
               nb::arg("output").noconvert());
+  kernels.def("scale", &run_scale, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("factor"),
+              nb::arg("output").noconvert());
+  kernels.def("softcap", &run_softcap, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("cap"),
+              nb::arg("output").noconvert());
+  kernels.def("choose_experts", &run_choose_experts, nb::arg("isa"), nb::arg("logits").noconvert(),
+              nb::arg("is_normalized"), nb::arg("experts").noconvert(), nb::arg("weights").noconvert());
   kernels.def("add", &run_add, nb::arg("isa"), nb::arg("left").noconvert(), nb::arg("right").noconvert(),
               nb::arg("output").noconvert());
   kernels.def("unpack", &run_unpack, nb::arg("isa"), nb::arg("weight"), nb::arg("output").noconvert());

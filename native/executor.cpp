@@ -1,9 +1,9 @@
-#include "executor.h"
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+
+#include "executor_step.h"
 
 namespace subsecond {
 namespace {
@@ -11,51 +11,17 @@ namespace {
 constexpr int64_t kPrivateRows = 1;  // up to this many rows every thread packs activations for itself, saving a barrier
 constexpr int64_t kRotaryPositions = 512;  // added to a table at once: a fraction of a millisecond
 
+// Pieces of work that the threads share in a call, at most.
+int64_t pieces_of(const Call& call) { return call.kind == Call::Kind::kExperts ? 6 : 2; }
+
+int64_t index_of(Call::Index index, const Batch& batch, int64_t row) {
+  if (index == Call::Index::kFirst) return 0;
+  return index == Call::Index::kToken ? batch.token_ids[row] : batch.positions[row];
+}
+
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 }  // namespace
-
-// What one thread sees of a step.
-struct Executor::Step {
-  const Batch& batch;
-  int thread;
-  int num_threads;
-  Barrier& barrier;
-  uint8_t* scratch;
-  uint8_t* private_packed;
-  std::atomic<uint64_t>* next_queue;  // of the queues not yet used, num_threads a piece of work
-
-  // Run [0, total) as single items. Each thread walks a contiguous share of its own, since neighbouring items lie side
-  // by side in memory and are fetched ahead; one that is done takes from the ends of the others. Which thread runs an
-  // item never changes its result.
-  template <class F>
-  void share(int64_t total, F&& run) {
-    std::atomic<uint64_t>* queues = take_queues();
-    for (int i = 0; i < num_threads; ++i) {
-      const int owner = (thread + i) % num_threads;
-      const int64_t begin = total * owner / num_threads, end = total * (owner + 1) / num_threads;
-      for (int64_t item; (item = take(queues[owner], begin, end, i == 0)) >= 0;) run(item);
-    }
-  }
-
-  std::atomic<uint64_t>* take_queues() {
-    std::atomic<uint64_t>* queues = next_queue;
-    next_queue += num_threads;
-    return queues;
-  }
-
-  // A queue counts what was taken from the front (low half) and from the back (high half) of [begin, end).
-  static int64_t take(std::atomic<uint64_t>& queue, int64_t begin, int64_t end, bool is_front) {
-    uint64_t taken = queue.load(std::memory_order_relaxed);
-    for (;;) {
-      const auto front = static_cast<int64_t>(taken & 0xffffffff), back = static_cast<int64_t>(taken >> 32);
-      if (begin + front >= end - back) return -1;
-      const uint64_t next = taken + (is_front ? 1 : uint64_t{1} << 32);
-      if (queue.compare_exchange_weak(taken, next, std::memory_order_relaxed))
-        return is_front ? begin + front : end - back - 1;
-    }
-  }
-};
 
 Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
     : kernels_(kernels),
@@ -65,8 +31,8 @@ Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
       cache_(static_cast<size_t>(config.num_layers * config.num_blocks * config.num_kv_heads *
                                  kernels.head_bytes(config.head_dim))) {}
 
-int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved) {
-  rotaries_.push_back({std::move(frequencies), is_interleaved, {}});
+int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved, double magnitude) {
+  rotaries_.push_back({std::move(frequencies), is_interleaved, magnitude, {}});
   return static_cast<int>(rotaries_.size()) - 1;
 }
 
@@ -75,12 +41,19 @@ void Executor::add_call(Call call) {
     max_inputs_ = std::max(max_inputs_, call.width);
   if (call.kind == Call::Kind::kAttention)
     longest_group_ = std::max(longest_group_, call.num_heads / call.num_kv_heads);
+  if (call.kind == Call::Kind::kExperts) {
+    max_inputs_ = std::max({max_inputs_, call.experts.width, call.experts.ff_width});
+    routes_.reserve(kernels_, call.experts, config_.max_rows);
+  }
   calls_.push_back(std::move(call));
 }
 
-void Executor::finish(const Operand& logits) {
-  logits_ = logits;
-  queues_ = std::vector<std::atomic<uint64_t>>(2 * calls_.size() * static_cast<size_t>(config_.num_threads));
+void Executor::finish(const Operand& output) {
+  output_ = output;
+  int64_t num_pieces = 0;
+  for (const Call& call : calls_) num_pieces += pieces_of(call);
+  queues_ = std::vector<std::atomic<uint64_t>>(static_cast<size_t>(num_pieces * config_.num_threads));
+  routes_.allocate();
   call_ns.assign(calls_.size(), 0);
   packed_ = Buffer(static_cast<size_t>(kernels_.activation_bytes(config_.max_rows, max_inputs_)));
   private_stride_ = round_up(kernels_.activation_bytes(kPrivateRows, max_inputs_), 4096);
@@ -99,8 +72,8 @@ void Executor::extend_rotary(int64_t num_positions) {
       for (int64_t i = 0; i < pairs; ++i) {
         const double angle = static_cast<double>(p) * rotary.frequencies[static_cast<size_t>(i)];
         float* pair = rotary.cos_sin.data() + (p * pairs + i) * 2;
-        pair[0] = static_cast<float>(std::cos(angle));
-        pair[1] = static_cast<float>(std::sin(angle));
+        pair[0] = static_cast<float>(std::cos(angle) * rotary.magnitude);
+        pair[1] = static_cast<float>(std::sin(angle) * rotary.magnitude);
       }
   }
 }
@@ -154,8 +127,8 @@ void Executor::run_linear(const Call& call, Step& step) {
   const PackArgs pack{locate(call.inputs[0], step.batch),
                       num_rows,
                       call.width,
-                      call.norm_weight,
-                      call.norm_eps,
+                      call.norm.weight,
+                      call.norm.eps,
                       is_private ? step.private_packed : packed_.data()};
   if (is_private) {
     step.take_queues();
@@ -171,6 +144,7 @@ void Executor::run_linear(const Call& call, Step& step) {
                         call.biases.data(),
                         static_cast<int>(call.weights.size()),
                         call.is_gated,
+                        call.activation,
                         locate(call.residual, step.batch),
                         locate(call.output, step.batch)};
   step.share(linear_units(args), [&](int64_t unit) { kernels_.linear(args, unit, unit + 1, step.scratch); });
@@ -193,7 +167,10 @@ AttentionArgs Executor::attention_args(const Call& call, const Batch& batch) con
   args.num_heads = call.num_heads;
   args.num_kv_heads = call.num_kv_heads;
   args.head_dim = call.head_dim;
-  args.scale = call.scale;
+  args.scale = call.factor;
+  args.window = call.window;
+  args.softcap = call.softcap;
+  args.is_causal = call.is_causal;
   return args;
 }
 
@@ -219,16 +196,22 @@ void Executor::run_element_wise(const Call& call, Step& step) {
   step.share(num_rows, [&](int64_t row) {
     switch (call.kind) {
       case Call::Kind::kEmbed:
-        return kernels_.unpack_row(call.weights[0], batch.token_ids[row], out.row(row));
-      case Call::Kind::kRmsNorm:
-        return kernels_.rms_norm(in, out, call.width, call.norm_weight, call.norm_eps, row, row + 1);
+        return kernels_.unpack_row(call.weights[0], index_of(call.index, batch, row), out.row(row));
+      case Call::Kind::kNormalize:
+        return kernels_.normalize(in, out, call.width, call.norm, row, row + 1);
       case Call::Kind::kRope:
         return kernels_.rope(in, out, rotary_args(call.rotary), call.head_dim, call.width / call.head_dim,
                              batch.positions, row, row + 1);
-      case Call::Kind::kGatedSilu:
-        return kernels_.gated_silu(in, second, out, call.width, row, row + 1);
+      case Call::Kind::kGatedActivation:
+        return kernels_.gated_activation(in, second, out, call.width, call.activation, row, row + 1);
+      case Call::Kind::kActivate:
+        return kernels_.activate(in, out, call.width, call.activation, row, row + 1);
       case Call::Kind::kAdd:
         return kernels_.add(in, second, out, call.width, row, row + 1);
+      case Call::Kind::kScale:
+        return kernels_.scale(in, out, call.width, call.factor, row, row + 1);
+      case Call::Kind::kSoftcap:
+        return kernels_.softcap(in, out, call.width, call.factor, row, row + 1);
       default:
         std::memcpy(out.row(row), in.row(batch.logits_rows[row]), static_cast<size_t>(call.width) * sizeof(float));
     }
@@ -241,6 +224,8 @@ void Executor::run_call(const Call& call, Step& step) {
     run_linear(call, step);
   else if (call.kind == Call::Kind::kAttention)
     run_attention(call, step);
+  else if (call.kind == Call::Kind::kExperts)
+    run_experts(call, step);
   else
     run_element_wise(call, step);
   step.barrier.wait();
@@ -260,7 +245,7 @@ const float* Executor::forward(const Batch& batch) {
       if (is_profiling && thread == 0) call_ns[i] += now() - start;
     }
   });
-  return locate(logits_, batch).data;
+  return locate(output_, batch).data;
 }
 
 }  // namespace subsecond

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "experts.h"
 #include "kernels.h"
 #include "memory.h"
 #include "thread_pool.h"
@@ -25,26 +26,45 @@ struct Operand {
 struct Call {
   static Operand absent() { return {Operand::Arena::kAll, -1, 0, 0}; }
 
-  enum class Kind : int { kEmbed, kLinear, kRmsNorm, kRope, kAttention, kGatedSilu, kAdd, kSelectRows };
+  enum class Kind : int {
+    kEmbed,
+    kLinear,
+    kNormalize,
+    kRope,
+    kAttention,
+    kExperts,
+    kGatedActivation,
+    kActivate,
+    kAdd,
+    kScale,
+    kSoftcap,
+    kSelectRows
+  };
+  enum class Index : int { kToken, kPosition, kFirst, kCount };  // the row of a table that an embedding takes
   Kind kind = Kind::kEmbed;
   Operand inputs[3] = {absent(), absent(), absent()};
   Operand output;
   Operand residual = absent();
-  int64_t width = 0;  // of the input (linear, norm) or the output (embed, element-wise)
-  std::vector<PackedWeight> weights;
+  int64_t width = 0;                  // of the input (linear, norm) or the output (embed, element-wise)
+  std::vector<PackedWeight> weights;  // of experts: gate, up and down of the first, of the second, ...
   std::vector<const float*> biases;
-  const float* norm_weight = nullptr;
-  float norm_eps = 0.0f;
+  NormArgs norm{};  // of a linear: an RMS norm of whole rows, or none
   bool is_gated = false;
+  Activation activation = Activation::kSilu;
+  Index index = Index::kToken;
   int rotary = -1;
   int64_t layer = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0;
-  float scale = 0.0f;
+  float factor = 0.0f;  // the scale of an attention, the factor of a scale, the cap of a softcap
+  int64_t window = 0;
+  float softcap = 0.0f;
+  bool is_causal = true;
+  ExpertsShape experts;
 };
 
 struct ExecutorConfig {
   int num_threads = 1;
   int64_t max_rows = 0;
-  int64_t vocab_size = 0;
+  int64_t output_width = 0;
   int64_t all_floats = 0;       // arena floats per row
   int64_t selected_floats = 0;  // the same for selected rows
   int64_t num_layers = 0, num_blocks = 0, num_kv_heads = 0, head_dim = 0;
@@ -66,13 +86,14 @@ class Executor {
  public:
   Executor(const Kernels& kernels, const ExecutorConfig& config);
 
-  // `frequencies`: radians per position of each pair. Returns the index that calls refer to.
-  int add_rotary(std::vector<double> frequencies, bool is_interleaved);
+  // `frequencies`: radians per position of each pair; cosines and sines are multiplied by `magnitude`. Returns the
+  // index that calls refer to.
+  int add_rotary(std::vector<double> frequencies, bool is_interleaved, double magnitude);
   void add_call(Call call);
   // To be called once, after the last call was added.
-  void finish(const Operand& logits);
+  void finish(const Operand& output);
 
-  // Runs the calls; the logits [num_selected][vocab_size] stay valid until the next step.
+  // Runs the calls; the output [num_selected][output_width] stays valid until the next step.
   const float* forward(const Batch& batch);
 
   const Kernels& kernels() const { return kernels_; }
@@ -86,6 +107,7 @@ class Executor {
   struct Rotary {
     std::vector<double> frequencies;
     bool is_interleaved;
+    double magnitude;
     std::vector<float> cos_sin;
   };
   // A piece of rows of one span: stores stay within a block, attention within a tile.
@@ -102,6 +124,9 @@ class Executor {
   void run_call(const Call& call, Step& step);
   void run_linear(const Call& call, Step& step);
   void run_attention(const Call& call, Step& step);
+  void run_experts(const Call& call, Step& step);
+  void pack_experts(const Call& call, Step& step, bool is_hidden);
+  void multiply_experts(const Call& call, Step& step, bool is_down);
   void run_element_wise(const Call& call, Step& step);
   RotaryArgs rotary_args(int index) const;
   AttentionArgs attention_args(const Call& call, const Batch& batch) const;
@@ -111,7 +136,7 @@ class Executor {
   ExecutorConfig config_;
   std::vector<Call> calls_;
   std::vector<Rotary> rotaries_;
-  Operand logits_;
+  Operand output_;
   int64_t max_inputs_ = 0;
   int64_t longest_group_ = 1;
 
@@ -119,7 +144,8 @@ class Executor {
   int64_t scratch_stride_ = 0, private_stride_ = 0;
   std::vector<Span> spans_;
   std::vector<Piece> stores_, attends_;
-  std::vector<std::atomic<uint64_t>> queues_;  // two pieces of work a call, one queue a thread each
+  ExpertRoutes routes_;
+  std::vector<std::atomic<uint64_t>> queues_;  // one a thread for every piece of work of every call
 };
 
 }  // namespace subsecond

@@ -43,10 +43,11 @@ struct HeadState {
   float sum;
 };
 
-// Scores of H query heads against one block, softmax numerators into `weights` [H][32]; returns the rescaling factors.
+// Scores of H query heads against positions [first, count) of one block, softmax numerators into `weights` [H][32];
+// returns the rescaling factors.
 template <int H>
-static inline void score_block(const float* queries, const float* k_block, const AttentionArgs& args, int count,
-                               HeadState* states, float* weights, float* factors) {
+static inline void score_block(const float* queries, const float* k_block, const AttentionArgs& args, int first,
+                               int count, HeadState* states, float* weights, float* factors) {
   const int64_t padded = padded_width(args.head_dim);
   V low[H], high[H];
   for (int h = 0; h < H; ++h) low[h] = high[h] = V::set1(0.0f);
@@ -59,13 +60,12 @@ static inline void score_block(const float* queries, const float* k_block, const
     }
   }
   for (int h = 0; h < H; ++h) {
-    const V scale = V::set1(args.scale);
-    const V s0 = V::keep_first(V::mul(low[h], scale), count, -__builtin_inff());
-    const V s1 = V::keep_first(V::mul(high[h], scale), count - 16, -__builtin_inff());
+    const V s0 = mask_scores(cap_scores(low[h], args.scale, args.softcap), first, count);
+    const V s1 = mask_scores(cap_scores(high[h], args.scale, args.softcap), first - 16, count - 16);
     const float block_maximum = V::largest(V::max(s0, s1));
     const float maximum = states[h].maximum > block_maximum ? states[h].maximum : block_maximum;
-    const V p0 = V::keep_first(exp_v(V::sub(s0, V::set1(maximum))), count, 0.0f);
-    const V p1 = V::keep_first(exp_v(V::sub(s1, V::set1(maximum))), count - 16, 0.0f);
+    const V p0 = keep_range(exp_v(V::sub(s0, V::set1(maximum))), first, count, 0.0f);
+    const V p1 = keep_range(exp_v(V::sub(s1, V::set1(maximum))), first - 16, count - 16, 0.0f);
     factors[h] = V::first(exp_v(V::set1(states[h].maximum - maximum)));
     states[h].sum = states[h].sum * factors[h] + V::sum(V::add(p0, p1));
     states[h].maximum = maximum;
@@ -75,12 +75,12 @@ static inline void score_block(const float* queries, const float* k_block, const
 }
 
 template <int H>
-static inline void add_values(const float* v_block, int64_t padded, int count, const float* weights,
+static inline void add_values(const float* v_block, int64_t padded, int first, int count, const float* weights,
                               const float* factors, float* outputs) {
   for (int64_t c = 0; c < padded; c += 16) {
     V sum[H];
     for (int h = 0; h < H; ++h) sum[h] = V::mul(V::load(outputs + h * padded + c), V::set1(factors[h]));
-    for (int t = 0; t < count; ++t) {
+    for (int t = first; t < count; ++t) {
       const V v = V::load(v_block + t * padded + c);
       for (int h = 0; h < H; ++h) sum[h] = V::fma(V::set1(weights[h * 32 + t]), v, sum[h]);
     }
@@ -88,21 +88,20 @@ static inline void add_values(const float* v_block, int64_t padded, int count, c
   }
 }
 
-// H query heads of one row over all of its positions; queries and outputs [H][padded].
+// H query heads of one row over the positions that it sees; queries and outputs [H][padded].
 template <int H>
-static inline void attend_heads(const AttentionArgs& args, const Span& span, int64_t position, int64_t kv_head,
+static inline void attend_heads(const AttentionArgs& args, const Span& span, Visible visible, int64_t kv_head,
                                 const float* queries, float* outputs, float* weights) {
   const int64_t padded = padded_width(args.head_dim);
   HeadState states[H];
   float factors[H];
   for (int h = 0; h < H; ++h) states[h] = {-__builtin_inff(), 0.0f};
   __builtin_memset(outputs, 0, static_cast<size_t>(H * padded) * sizeof(float));
-  for (int64_t block = 0; block * kBlockTokens <= position; ++block) {
-    const int64_t left = position + 1 - block * kBlockTokens;
-    const int count = left < kBlockTokens ? static_cast<int>(left) : static_cast<int>(kBlockTokens);
+  for (int64_t block = visible.begin / kBlockTokens; block * kBlockTokens < visible.end; ++block) {
+    const auto [first, count] = range_in_block(visible, block * kBlockTokens);
     const float* k_block = head_block(args, span, block, kv_head);
-    score_block<H>(queries, k_block, args, count, states, weights, factors);
-    add_values<H>(k_block + kBlockTokens * args.head_dim, padded, count, weights, factors, outputs);
+    score_block<H>(queries, k_block, args, first, count, states, weights, factors);
+    add_values<H>(k_block + kBlockTokens * args.head_dim, padded, first, count, weights, factors, outputs);
   }
   for (int h = 0; h < H; ++h)
     for (int64_t c = 0; c < padded; c += 16)
@@ -127,10 +126,11 @@ static void attend(const AttentionArgs& args, const Span& span, int64_t begin, i
         else
           __builtin_memcpy(queries + h * padded, query, static_cast<size_t>(args.head_dim) * sizeof(float));
       }
+      const Visible visible = visible_to(args, span, position);
       if (count == kHeadBlock)
-        attend_heads<kHeadBlock>(args, span, position, kv_head, queries, outputs, weights);
+        attend_heads<kHeadBlock>(args, span, visible, kv_head, queries, outputs, weights);
       else
-        attend_heads<1>(args, span, position, kv_head, queries, outputs, weights);
+        attend_heads<1>(args, span, visible, kv_head, queries, outputs, weights);
       for (int64_t h = 0; h < count; ++h)
         __builtin_memcpy(args.output.row(row) + (head + h) * args.head_dim, outputs + h * padded,
                          static_cast<size_t>(args.head_dim) * sizeof(float));

@@ -9,32 +9,100 @@
 
 // --- element-wise operators -----------------------------------------------------------------------------------------
 
-static void rms_norm(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin,
-                     int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const float* x = input.row(row);
-    const V factor = V::set1(norm_factor(x, width, eps));
-    for (int64_t k = 0; k < width; k += 16) {
-      const V scaled = V::mul(load_lanes(x + k, width - k), factor);
-      store_lanes(output.row(row) + k, V::mul(scaled, load_lanes(weight + k, width - k)), width - k);
-    }
+static inline float mean_of(const float* x, int64_t width) {
+  V sum = V::set1(0.0f);
+  for (int64_t k = 0; k < width; k += 16) sum = V::add(sum, load_lanes(x + k, width - k));
+  return V::sum(sum) / static_cast<float>(width);
+}
+
+// 1 / sqrt(variance + eps), from the differences to the mean, since the mean of squares would cancel.
+static inline float deviation_factor(const float* x, int64_t width, float mean, float eps) {
+  V sum = V::set1(0.0f);
+  for (int64_t k = 0; k < width; k += 16) {
+    const V v = V::keep_first(V::sub(load_lanes(x + k, width - k), V::set1(mean)), lanes_left(width - k), 0.0f);
+    sum = V::fma(v, v, sum);
+  }
+  return 1.0f / __builtin_sqrtf(V::sum(sum) / static_cast<float>(width) + eps);
+}
+
+static inline void normalize_group(const float* x, float* y, const NormArgs& norm) {
+  const int64_t width = norm.group_width;
+  const float mean = norm.is_layer ? mean_of(x, width) : 0.0f;
+  const float factor = norm.is_layer ? deviation_factor(x, width, mean, norm.eps) : norm_factor(x, width, norm.eps);
+  for (int64_t k = 0; k < width; k += 16) {
+    V v = load_lanes(x + k, width - k);
+    if (norm.is_layer) v = V::sub(v, V::set1(mean));
+    v = V::mul(V::mul(v, V::set1(factor)), load_lanes(norm.weight + k, width - k));
+    if (norm.bias) v = V::add(v, load_lanes(norm.bias + k, width - k));
+    store_lanes(y + k, v, width - k);
   }
 }
 
-static void gated_silu(Matrix gate, Matrix up, Matrix output, int64_t width, int64_t begin, int64_t end) {
+static void normalize(Matrix input, Matrix output, int64_t width, const NormArgs& norm, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
-    for (int64_t k = 0; k < width; k += 16) {
-      const V g = load_lanes(gate.row(row) + k, width - k), u = load_lanes(up.row(row) + k, width - k);
-      store_lanes(output.row(row) + k, silu_times(g, u), width - k);
-    }
+    for (int64_t k = 0; k < width; k += norm.group_width)
+      normalize_group(input.row(row) + k, output.row(row) + k, norm);
 }
 
-static void add(Matrix left, Matrix right, Matrix output, int64_t width, int64_t begin, int64_t end) {
+// output = f(input), sixteen channels at once.
+template <class F>
+static inline void map_rows(Matrix input, Matrix output, int64_t width, int64_t begin, int64_t end, F f) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t k = 0; k < width; k += 16)
+      store_lanes(output.row(row) + k, f(load_lanes(input.row(row) + k, width - k)), width - k);
+}
+
+template <class F>
+static inline void map_pairs(Matrix left, Matrix right, Matrix output, int64_t width, int64_t begin, int64_t end, F f) {
   for (int64_t row = begin; row < end; ++row)
     for (int64_t k = 0; k < width; k += 16) {
       const V l = load_lanes(left.row(row) + k, width - k), r = load_lanes(right.row(row) + k, width - k);
-      store_lanes(output.row(row) + k, V::add(l, r), width - k);
+      store_lanes(output.row(row) + k, f(l, r), width - k);
     }
+}
+
+static void gated_activation(Matrix gate, Matrix up, Matrix output, int64_t width, Activation activation, int64_t begin,
+                             int64_t end) {
+  map_pairs(gate, up, output, width, begin, end, [=](V g, V u) { return V::mul(activate_v(activation, g), u); });
+}
+
+static void activate(Matrix input, Matrix output, int64_t width, Activation activation, int64_t begin, int64_t end) {
+  map_rows(input, output, width, begin, end, [=](V x) { return activate_v(activation, x); });
+}
+
+static void add(Matrix left, Matrix right, Matrix output, int64_t width, int64_t begin, int64_t end) {
+  map_pairs(left, right, output, width, begin, end, [](V l, V r) { return V::add(l, r); });
+}
+
+static void scale(Matrix input, Matrix output, int64_t width, float factor, int64_t begin, int64_t end) {
+  map_rows(input, output, width, begin, end, [=](V x) { return V::mul(x, V::set1(factor)); });
+}
+
+static void softcap(Matrix input, Matrix output, int64_t width, float cap, int64_t begin, int64_t end) {
+  map_rows(input, output, width, begin, end, [=](V x) { return softcap_v(x, V::set1(cap)); });
+}
+
+static void softmax(const float* input, float* output, int64_t width) {
+  V largest = V::set1(-__builtin_inff()), sum = V::set1(0.0f);
+  for (int64_t k = 0; k < width; k += 16)
+    largest =
+        V::max(largest, V::keep_first(load_lanes(input + k, width - k), lanes_left(width - k), -__builtin_inff()));
+  const V maximum = V::set1(V::largest(largest));
+  for (int64_t k = 0; k < width; k += 16) {
+    const V p = exp_v(V::sub(load_lanes(input + k, width - k), maximum));
+    sum = V::add(sum, V::keep_first(p, lanes_left(width - k), 0.0f));
+    store_lanes(output + k, p, width - k);
+  }
+  const V total = V::set1(V::sum(sum));
+  for (int64_t k = 0; k < width; k += 16)
+    store_lanes(output + k, V::div(load_lanes(output + k, width - k), total), width - k);
+}
+
+static void add_scaled(const float* input, float* output, int64_t width, float factor) {
+  for (int64_t k = 0; k < width; k += 16) {
+    const V sum = V::fma(load_lanes(input + k, width - k), V::set1(factor), load_lanes(output + k, width - k));
+    store_lanes(output + k, sum, width - k);
+  }
 }
 
 static void rope(Matrix input, Matrix output, const RotaryArgs& rotary, int64_t head_dim, int64_t num_heads,
@@ -242,6 +310,7 @@ static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
-  return Kernels{isa,      "f32",  "f32",       activation_bytes, scratch_bytes, head_bytes, pack_rows, linear,
-                 store_kv, attend, attend_rows, rms_norm,         rope,          gated_silu, add,       unpack_row};
+  return Kernels{isa,      "f32",    "f32",  activation_bytes, scratch_bytes, head_bytes, pack_rows,
+                 linear,   store_kv, attend, attend_rows,      normalize,     rope,       gated_activation,
+                 activate, add,      scale,  softcap,          softmax,       add_scaled, unpack_row};
 }

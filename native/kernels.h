@@ -31,19 +31,31 @@ struct PackArgs {
   uint8_t* packed;  // activation_bytes(num_rows, width)
 };
 
+enum class Activation : int { kSilu, kGelu, kGeluTanh, kCount };  // see graph/ops.py
+
 struct LinearArgs {
   const uint8_t* packed;  // activations from pack_rows
   int64_t num_rows;
   const PackedWeight* weights;
   const float* const* biases;  // one a weight, null entries for none
   int num_weights;
-  bool is_gated;    // weights are gate and up of equal shape; output = silu(gate) * up
+  bool is_gated;  // weights are gate and up of equal shape; output = activation(gate) * up
+  Activation activation;
   Matrix residual;  // data null: none
   Matrix output;
 };
 
+// A norm of every `group_width` channels of a row; weight and bias have that width.
+struct NormArgs {
+  const float* weight;
+  const float* bias;  // null: none
+  float eps;
+  bool is_layer;  // less the mean, divided by the deviation; otherwise divided by the root of the mean square
+  int64_t group_width;
+};
+
 struct RotaryArgs {
-  const float* cos_sin;  // [positions][dims], cos of pair i at 2 i and sin at 2 i + 1
+  const float* cos_sin;  // [positions][dims], cos of pair i at 2 i and sin at 2 i + 1, times the magnitude
   int64_t dims;          // 0: no rotation
   bool is_interleaved;   // channels of pair i: 2 i, 2 i + 1; otherwise i, i + dims / 2
 };
@@ -70,7 +82,21 @@ struct AttentionArgs {
   int64_t num_kv_heads;
   int64_t head_dim;
   float scale;
+  int64_t window;  // a row sees that many positions up to its own; 0: all of them
+  float softcap;   // scores become softcap * tanh(score / softcap); 0: they stay
+  bool is_causal;  // otherwise a row sees every position of its span, which then is the whole sequence
 };
+
+// Positions [begin, end) that a row sees.
+struct Visible {
+  int64_t begin;
+  int64_t end;
+};
+
+inline Visible visible_to(const AttentionArgs& args, const Span& span, int64_t position) {
+  if (!args.is_causal) return {0, span.position + (span.row_end - span.row_start)};
+  return {args.window && position + 1 > args.window ? position + 1 - args.window : 0, position + 1};
+}
 
 struct Kernels {
   const char* isa;
@@ -94,12 +120,19 @@ struct Kernels {
   int64_t (*attend_rows)(int64_t heads_per_kv_head);
 
   // Element-wise operators on rows [begin, end).
-  void (*rms_norm)(Matrix input, Matrix output, int64_t width, const float* weight, float eps, int64_t begin,
-                   int64_t end);
+  void (*normalize)(Matrix input, Matrix output, int64_t width, const NormArgs&, int64_t begin, int64_t end);
   void (*rope)(Matrix input, Matrix output, const RotaryArgs&, int64_t head_dim, int64_t num_heads,
                const int32_t* positions, int64_t begin, int64_t end);
-  void (*gated_silu)(Matrix gate, Matrix up, Matrix output, int64_t width, int64_t begin, int64_t end);
+  void (*gated_activation)(Matrix gate, Matrix up, Matrix output, int64_t width, Activation, int64_t begin,
+                           int64_t end);
+  void (*activate)(Matrix input, Matrix output, int64_t width, Activation, int64_t begin, int64_t end);
   void (*add)(Matrix left, Matrix right, Matrix output, int64_t width, int64_t begin, int64_t end);
+  void (*scale)(Matrix input, Matrix output, int64_t width, float factor, int64_t begin, int64_t end);
+  void (*softcap)(Matrix input, Matrix output, int64_t width, float cap, int64_t begin, int64_t end);
+  // exp(x - max) / sum of one row.
+  void (*softmax)(const float* input, float* output, int64_t width);
+  // output += input * factor, of one row.
+  void (*add_scaled)(const float* input, float* output, int64_t width, float factor);
   // Row `index` of a weight as float32[num_inputs].
   void (*unpack_row)(const PackedWeight&, int64_t index, float* output);
 };

@@ -69,6 +69,12 @@ void add_to_digest(uint64_t& digest, const std::vector<float>& values) {
   }
 }
 
+uint64_t digest_of(const std::vector<float>& values) {
+  uint64_t digest = kDigestStart;
+  add_to_digest(digest, values);
+  return digest;
+}
+
 std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input,
                               int64_t num_rows) {
   std::vector<uint8_t> packed(static_cast<size_t>(kernels.activation_bytes(num_rows, weight.num_inputs)) + 64);
@@ -80,7 +86,8 @@ std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight
   const PackArgs pack{{input.data(), weight.num_inputs}, num_rows, weight.num_inputs, nullptr, 0.0f, align(packed)};
   kernels.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows);
   const float* bias = nullptr;
-  const LinearArgs args{align(packed), num_rows, &weight, &bias, 1, false, {}, {output.data(), weight.num_outputs}};
+  const LinearArgs args{
+      align(packed), num_rows, &weight, &bias, 1, false, Activation::kSilu, {}, {output.data(), weight.num_outputs}};
   kernels.linear(args, 0, linear_units(args), align(scratch));
   return output;
 }
@@ -108,7 +115,15 @@ void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestR
   }
 }
 
-std::vector<float> run_attention(const Kernels& kernels, int64_t num_rows, Numbers numbers) {
+// What an attention may have beside its scale.
+struct AttentionForm {
+  const char* name;
+  int64_t window;
+  float softcap;
+  bool is_causal;
+};
+
+std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& form, int64_t num_rows, Numbers numbers) {
   constexpr int64_t head_dim = 64, num_heads = 3, num_kv_heads = 1, num_blocks = 2;
   std::vector<float> query = numbers.take(num_rows * num_heads * head_dim),
                      key = numbers.take(num_rows * num_kv_heads * head_dim),
@@ -130,6 +145,9 @@ std::vector<float> run_attention(const Kernels& kernels, int64_t num_rows, Numbe
   args.num_kv_heads = num_kv_heads;
   args.head_dim = head_dim;
   args.scale = 0.125f;
+  args.window = form.window;
+  args.softcap = form.softcap;
+  args.is_causal = form.is_causal;
   const int64_t step = kernels.attend_rows(num_heads / num_kv_heads);
   for (int64_t head = 0; head < num_kv_heads; ++head) {
     for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, align(scratch));
@@ -137,6 +155,44 @@ std::vector<float> run_attention(const Kernels& kernels, int64_t num_rows, Numbe
       kernels.attend(args, span, row, std::min(row + step, num_rows), head, align(scratch));
   }
   return output;
+}
+
+// Operators that are float32 in both arithmetics, on rows that fill no whole number of vectors.
+void test_element_wise(const Kernels& kernels, std::vector<SelfTestResult>& results) {
+  constexpr int64_t width = 39, num_rows = 3, head_dim = 13;
+  Numbers numbers;
+  std::vector<float> left = numbers.take(num_rows * width), right = numbers.take(num_rows * width);
+  const std::vector<float> weight = numbers.take(width), bias = numbers.take(width), angles = numbers.take(4 * 12);
+  for (float& value : left) value *= 8.0f;
+  const Matrix l{left.data(), width}, r{right.data(), width};
+  const int32_t positions[] = {0, 2, 3};
+  const auto compare = [&](const char* name, auto run) {
+    std::vector<float> expected(left.size()), actual(left.size());
+    run(scalar::kernels(), Matrix{expected.data(), width});
+    run(kernels, Matrix{actual.data(), width});
+    results.push_back({name, relative_error(expected, actual), 0.0, digest_of(actual)});
+  };
+  for (const bool is_layer : {false, true}) {
+    const NormArgs norm{weight.data(), is_layer ? bias.data() : nullptr, 1e-5f, is_layer, is_layer ? width : head_dim};
+    compare(is_layer ? "normalize_layer" : "normalize_rms",
+            [&](const Kernels& k, Matrix out) { k.normalize(l, out, width, norm, 0, num_rows); });
+  }
+  constexpr const char* names[] = {"silu", "gelu", "gelu_tanh"};
+  for (int i = 0; i < static_cast<int>(Activation::kCount); ++i) {
+    const auto activation = static_cast<Activation>(i);
+    compare(names[i], [&](const Kernels& k, Matrix out) { k.activate(l, out, width, activation, 0, num_rows); });
+    compare((std::string("gated_") + names[i]).c_str(),
+            [&](const Kernels& k, Matrix out) { k.gated_activation(l, r, out, width, activation, 0, num_rows); });
+  }
+  compare("add", [&](const Kernels& k, Matrix out) { k.add(l, r, out, width, 0, num_rows); });
+  compare("scale", [&](const Kernels& k, Matrix out) { k.scale(l, out, width, 1.7f, 0, num_rows); });
+  compare("softcap", [&](const Kernels& k, Matrix out) { k.softcap(l, out, width, 2.0f, 0, num_rows); });
+  compare("softmax", [&](const Kernels& k, Matrix out) { k.softmax(l.row(0), out.row(0), width); });
+  compare("add_scaled", [&](const Kernels& k, Matrix out) { k.add_scaled(l.row(0), out.row(0), width, 0.3f); });
+  for (const bool is_interleaved : {false, true})
+    compare(is_interleaved ? "rope_interleaved" : "rope_halves", [&](const Kernels& k, Matrix out) {
+      k.rope(l, out, {angles.data(), 12, is_interleaved}, head_dim, width / head_dim, positions, 0, num_rows);
+    });
 }
 
 }  // namespace
@@ -147,11 +203,14 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   const Numbers numbers;
-  const std::vector<float> output = run_attention(kernels, 34, numbers);
-  uint64_t digest = kDigestStart;
-  add_to_digest(digest, output);
-  const double error = relative_error(run_attention(scalar::kernels(), 34, numbers), output);
-  results.push_back({"attention", error, tolerance, digest});
+  for (const AttentionForm& form :
+       {AttentionForm{"attention", 0, 0.0f, true}, AttentionForm{"attention_window_softcap", 20, 0.5f, true},
+        AttentionForm{"attention_whole", 0, 0.0f, false}}) {
+    const std::vector<float> expected = run_attention(scalar::kernels(), form, 34, numbers),
+                             actual = run_attention(kernels, form, 34, numbers);
+    results.push_back({form.name, relative_error(expected, actual), tolerance, digest_of(actual)});
+  }
+  test_element_wise(kernels, results);
   return results;
 }
 

@@ -31,7 +31,7 @@ struct TileWork {
   float* outputs;
   float maximum[kQueries];
   float sum[kQueries];
-  int64_t positions[kQueries];
+  Visible visible[kQueries];
   int count;
 };
 
@@ -51,22 +51,22 @@ void load_queries(const AttentionArgs& args, const Span& span, int64_t begin, in
       for (int64_t c = 0; c < padded; c += 32)
         _mm512_store_si512(work.queries + c * kQueries + work.count * 32,
                            round_pair(_mm512_load_ps(rotated + c), _mm512_load_ps(rotated + c + 16)));
-      work.positions[work.count] = position;
+      work.visible[work.count] = visible_to(args, span, position);
       work.maximum[work.count] = -__builtin_inff();
       work.sum[work.count] = 0.0f;
     }
 }
 
-// Numerators of the softmax of one query against a block of which it sees `count` positions; rescales what it has.
-inline void weigh(TileWork& work, int query, int count, float scale_value, int64_t padded) {
-  const V scale = V::set1(scale_value);
+// Numerators of the softmax of one query against a block of which it sees a range; rescales what it has.
+inline void weigh(const AttentionArgs& args, TileWork& work, int query, BlockRange range, int64_t padded) {
+  const auto [first, count] = range;
   float* scores = work.scores + 32 * query;
-  const V s0 = V::keep_first(V::mul(V::load(scores), scale), count, -__builtin_inff());
-  const V s1 = V::keep_first(V::mul(V::load(scores + 16), scale), count - 16, -__builtin_inff());
+  const V s0 = mask_scores(cap_scores(V::load(scores), args.scale, args.softcap), first, count);
+  const V s1 = mask_scores(cap_scores(V::load(scores + 16), args.scale, args.softcap), first - 16, count - 16);
   const float block_maximum = V::largest(V::max(s0, s1)), before = work.maximum[query];
   const float maximum = before > block_maximum ? before : block_maximum;
-  const V p0 = V::keep_first(exp_v(V::sub(s0, V::set1(maximum))), count, 0.0f);
-  const V p1 = V::keep_first(exp_v(V::sub(s1, V::set1(maximum))), count - 16, 0.0f);
+  const V p0 = keep_range(exp_v(V::sub(s0, V::set1(maximum))), first, count, 0.0f);
+  const V p1 = keep_range(exp_v(V::sub(s1, V::set1(maximum))), first - 16, count - 16, 0.0f);
   const __m512i rounded = round_pair(p0.v, p1.v);
   _mm512_store_si512(work.weights + 32 * query, rounded);
   const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(rounded, 16));
@@ -82,7 +82,8 @@ inline void weigh(TileWork& work, int query, int count, float scale_value, int64
   work.sum[query] += block_sum;
 }
 
-void attend_block(const uint8_t* block, int64_t first_position, float scale, int64_t padded, TileWork& work) {
+void attend_block(const AttentionArgs& args, const uint8_t* block, int64_t first_position, int64_t padded,
+                  TileWork& work) {
   before_tile_loads();
   for (int half = 0; half < 2; ++half) {
     _tile_zero(0);
@@ -94,10 +95,9 @@ void attend_block(const uint8_t* block, int64_t first_position, float scale, int
     _tile_stored(0, work.scores + 16 * half, 128);
   }
   for (int q = 0; q < work.count; ++q) {
-    const int64_t visible = work.positions[q] + 1 - first_position;
-    if (visible > 0)
-      weigh(work, q, visible < kBlockTokens ? static_cast<int>(visible) : static_cast<int>(kBlockTokens), scale,
-            padded);
+    const BlockRange range = range_in_block(work.visible[q], first_position);
+    if (range.first < range.count)
+      weigh(args, work, q, range, padded);
     else
       _mm512_store_si512(work.weights + 32 * q, _mm512_setzero_si512());
   }
@@ -168,6 +168,8 @@ void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t 
             uint8_t* scratch) {
   const int64_t padded = padded_width(args.head_dim), group = args.num_heads / args.num_kv_heads;
   const int64_t last_position = span.position + (end - 1 - span.row_start);
+  const int64_t first_seen = visible_to(args, span, span.position + (begin - span.row_start)).begin;
+  const int64_t end_seen = visible_to(args, span, last_position).end;
   TileConfig config;
   for (int tile = 0; tile < 6; ++tile) config.set(tile, 16, 64);
   load_tile_config(config);
@@ -180,8 +182,8 @@ void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t 
     const int64_t num_heads = heads_of_tile(group - first), first_head = kv_head * group + first;
     __builtin_memset(scratch, 0, static_cast<size_t>(attend_scratch_bytes(args.head_dim)));
     load_queries(args, span, begin, end, first_head, num_heads, padded, work);
-    for (int64_t block = 0; block * kBlockTokens <= last_position; ++block)
-      attend_block(head_block(args, span, block, kv_head), block * kBlockTokens, args.scale, padded, work);
+    for (int64_t block = first_seen / kBlockTokens; block * kBlockTokens < end_seen; ++block)
+      attend_block(args, head_block(args, span, block, kv_head), block * kBlockTokens, padded, work);
     store_outputs(args, begin, first_head, num_heads, padded, work);
   }
   _tile_release();

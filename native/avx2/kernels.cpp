@@ -53,6 +53,11 @@ struct V {
     return {_mm256_blendv_ps(filler, v.low, _mm256_castsi256_ps(lane_mask(n))),
             _mm256_blendv_ps(filler, v.high, _mm256_castsi256_ps(lane_mask(n - 8)))};
   }
+  static V drop_first(V v, int n, float other) {
+    const __m256 filler = _mm256_set1_ps(other);
+    return {_mm256_blendv_ps(v.low, filler, _mm256_castsi256_ps(lane_mask(n))),
+            _mm256_blendv_ps(v.high, filler, _mm256_castsi256_ps(lane_mask(n - 8)))};
+  }
   static float sum(V v) {
     const __m128 four = fold(_mm256_add_ps(v.low, v.high));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -22,6 +22,7 @@ struct V {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
   }
   static V keep_first(V a, int n, float other) { return {_mm512_mask_blend_ps(lanes(n), _mm512_set1_ps(other), a.v)}; }
+  static V drop_first(V a, int n, float other) { return {_mm512_mask_blend_ps(lanes(n), a.v, _mm512_set1_ps(other))}; }
   static __m256 upper(__m512 a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)); }
   static float sum(V a) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper(a.v));

@@ -65,6 +65,9 @@ struct V {
   static V keep_first(V v, int n, float other) {
     return each([&](int i) { return i < n ? v.lane[i] : other; });
   }
+  static V drop_first(V v, int n, float other) {
+    return each([&](int i) { return i < n ? other : v.lane[i]; });
+  }
   static float sum(V v) {
     for (int width = 8; width > 0; width /= 2)
       for (int i = 0; i < width; ++i) v.lane[i] += v.lane[i + width];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import gguf
@@ -13,6 +14,7 @@ from subsecond.backends.native.weights import PACKED_FORMATS
 
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 F32_ISAS = [isa for isa in ISAS if isa != "amx"]
 FORMATS = PACKED_FORMATS
 BLOCK_INPUTS = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
@@ -34,13 +36,13 @@ class StoredWeight:
         return _native.kernels.weight(self.format, num_outputs, num_inputs, self.packed)
 
 
-def random_weight(name: str, n: int, k: int, rng: np.random.Generator) -> StoredWeight:
-    """Random stored blocks with moderate scales, decoded by the `gguf` package."""
+def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: float = 1.0) -> StoredWeight:
+    """Random stored blocks with moderate scales, decoded by the `gguf` package; `gain` is for plain formats."""
     kind = gguf.GGMLQuantizationType[name]
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     assert k % per_block == 0
     if per_block == 1:
-        plain = rng.standard_normal((n, k), dtype=np.float32) / 16
+        plain = rng.standard_normal((n, k), dtype=np.float32) * np.float32(gain / 16)
         stored = gguf.quants.quantize(plain, kind)
     else:
         stored = rng.integers(0, 256, (n, k // per_block, block_bytes), dtype=np.uint8)
@@ -67,9 +69,13 @@ def round_bf16_away(x: NDArray[np.floating]) -> Floats:
     return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x / (1 + exp(-x))."""
-    return np.asarray(x / (1 + np.exp(-x)))
+def activate(x: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
+    """An activation in double precision."""
+    if activation == "silu":
+        return np.asarray(x / (1 + np.exp(-x)))
+    if activation == "gelu":
+        return np.asarray(x * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)) / 2)
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:

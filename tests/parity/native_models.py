@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,32 +16,45 @@ from subsecond.backends.native import NativeBackend, NativeConfig
 from subsecond.backends.native.weights import PackedMatrix, PackedWeights
 from subsecond.backends.protocol import Backend
 from subsecond.backends.torch import TorchBackend
+from subsecond.graph.builder import GraphBuilder
 from subsecond.graph.graph import Graph
 from subsecond.graph.memory import plan_memory
+from subsecond.graph.ops import MixtureOfExperts
 from subsecond.graph.passes.pipeline import PASSES, passes_until
 from subsecond.graph.plan import Segment
-from subsecond.models.config import ModelConfig
-from subsecond.models.families.registry import build_graph
+from subsecond.models.config import ModelConfig, RopeScaling
+from subsecond.models.families.registry import build_graph, find_family
+from subsecond.models.families.transformer import build_transformer
 from tests.parity.kernel_cases import random_weight
-from tests.unit.tiny_decoder import tiny_shapes
 
 NUM_BLOCKS = 40
 MAX_ROWS = 600
-LAYER_FORMATS = (
+# Of the even and of the odd layers. Experts are narrower than the blocks of the K formats.
+LAYER_FORMATS: tuple[Mapping[str, str], ...] = (
     {
-        "attn_q": "Q4_1",
-        "attn_k": "Q8_0",
-        "attn_v": "Q5_0",
+        "attn_qkv": "Q4_0",
+        "attn_q.": "Q4_1",
+        "attn_k.": "Q8_0",
+        "attn_v.": "Q5_0",
         "attn_output": "Q4_0",
+        "ffn_gate_inp": "F32",
+        "ffn_gate_exps": "Q8_0",
+        "ffn_up_exps": "Q4_1",
+        "ffn_down_exps": "Q5_0",
         "ffn_gate": "Q4_K",
         "ffn_up": "Q4_K",
         "ffn_down": "Q6_K",
     },
     {
-        "attn_q": "Q5_1",
-        "attn_k": "IQ4_NL",
-        "attn_v": "Q2_K",
+        "attn_qkv": "Q4_0",
+        "attn_q.": "Q5_1",
+        "attn_k.": "IQ4_NL",
+        "attn_v.": "Q2_K",
         "attn_output": "IQ4_NL",
+        "ffn_gate_inp": "F32",
+        "ffn_gate_exps": "Q5_1",
+        "ffn_up_exps": "IQ4_NL",
+        "ffn_down_exps": "Q4_0",
         "ffn_gate": "Q3_K",
         "ffn_up": "IQ4_XS",
         "ffn_down": "Q5_K",
@@ -59,46 +75,95 @@ class StoredModel:
         segment = Segment("native", "cpu", graph, plan_memory(graph))
         return NativeBackend(segment, self.packed, NativeConfig(isa, num_threads, MAX_ROWS, NUM_BLOCKS))
 
+    @property
+    def has_experts(self) -> bool:
+        return any(isinstance(op, MixtureOfExperts) for op in self.graph.ops)
+
     def reference(self) -> TorchBackend:
         return TorchBackend(self.graph, self.decoded, num_blocks=NUM_BLOCKS, block_tokens=32, max_rows=MAX_ROWS)
 
 
+# By name of the model: what differs from `_config`. Layers, widths and windows are small; what a real model of the
+# family has (norms, activations, caps, windows, experts) is all there.
+_MODELS: Mapping[str, Mapping[str, object]] = {
+    "llama": {"num_heads": 10, "head_dim": 32, "rope_dims": 32},  # five query heads a key/value head
+    "llama_experts": {"family": "llama", "ff_width": 64, "num_experts": 5, "num_chosen_experts": 2},
+    "qwen2": {},
+    "qwen3": {"rope_dims": 32},
+    "qwen3moe": {"ff_width": 96, "num_experts": 7, "num_chosen_experts": 3, "has_normalized_experts": False},
+    "smollm3": {"rope_free_layers": (1,), "rope_pairing": "interleaved"},
+    "gemma2": {"window": 21, "attention_softcap": 0.5, "logit_softcap": 2.0, "attention_scale": 0.2},
+    "gemma3": {"window": 40, "window_layers": (0,), "num_kv_heads": 1},
+    "phi3": {"window": 33, "rope_scaling": RopeScaling("linear", 2.0, 512)},
+    "olmo2": {"rope_scaling": RopeScaling("yarn", 4.0, 64)},
+    "gpt2": {"rope_dims": 0, "num_kv_heads": 4},
+    "bert": {"rope_dims": 0, "num_kv_heads": 4, "num_token_types": 2},
+}
+MODELS = tuple(_MODELS)
+CAUSAL_MODELS = tuple(name for name in MODELS if name != "bert")
+_UNTIED = ("qwen2", "phi3", "llama_experts")
+
+
+def _config(name: str) -> ModelConfig:
+    fields: dict[str, Any] = {
+        "family": name,
+        "name": "random",
+        "num_layers": 2,
+        "width": 256,
+        "ff_width": 512,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 48,
+        "vocab_size": 301,
+        "context_length": 1024,
+        "norm_eps": 1e-5,
+        "rope_dims": 48,
+    }
+    config = ModelConfig(**(fields | dict(_MODELS[name])))
+    return find_family(config.family).complete(config)
+
+
+def weight_shapes(config: ModelConfig, optional: Iterable[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights that the family asks for; `optional` names those that a file may lack and this one has."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def record(builder: GraphBuilder, name: str, shape: tuple[int, ...]) -> None:
+        found[name] = shape
+        builder._weights[name] = shape
+
+    with patch.object(GraphBuilder, "_weight", record):
+        build_transformer(config, dict.fromkeys(optional, ()), find_family(config.family).form)
+    return found
+
+
 @cache
-def stored_model(family: str) -> StoredModel:
-    """Two layers, five query heads a key/value head in llama and odd widths in both; formats mixed within layers."""
-    config = ModelConfig(
-        family=family,
-        name="random",
-        num_layers=2,
-        width=256,
-        ff_width=512,
-        num_heads=10 if family == "llama" else 4,
-        num_kv_heads=2,
-        head_dim=32 if family == "llama" else 48,
-        vocab_size=301,
-        context_length=1024,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        rope_dims=32 if family == "llama" else 48,
-    )
+def stored_model(name: str) -> StoredModel:
+    """A random model of `MODELS`: odd widths, formats mixed within layers."""
+    config = _config(name)
+    shapes = weight_shapes(config, ("output.weight",) if name in _UNTIED else ())
     rng = np.random.default_rng(3)
-    shapes = tiny_shapes(config, is_tied=family == "llama")
     matrices, vectors, decoded = {}, {}, {}
-    for name, shape in shapes.items():
+    for weight_name, shape in shapes.items():
         if len(shape) == 1:
             # small norms keep attention flat: a sharp one magnifies roundings until no bound holds
-            vectors[name] = rng.uniform(0.05, 0.15, shape).astype(np.float32)
-            decoded[name] = torch.from_numpy(vectors[name])
+            vectors[weight_name] = rng.uniform(0.05, 0.15, shape).astype(np.float32)
+            decoded[weight_name] = torch.from_numpy(vectors[weight_name])
             continue
-        formats = LAYER_FORMATS["blk.1." in name]
-        kind = next((f for part, f in formats.items() if part in name), "F16")
-        if shape[1] % 32:
-            kind = "BF16"
-        num_outputs, num_inputs = shape
-        weight = random_weight(kind, num_outputs, num_inputs, rng)
-        matrices[name] = PackedMatrix(kind, num_outputs, num_inputs, weight.packed)
-        decoded[name] = torch.from_numpy(weight.values)
+        matrices[weight_name], values = _random_matrix(weight_name, shape, rng)
+        decoded[weight_name] = torch.from_numpy(values)
     return StoredModel(build_graph(config, shapes), PackedWeights(matrices, vectors), decoded)
+
+
+def _random_matrix(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[PackedMatrix, Float32]:
+    *count, num_outputs, num_inputs = shape
+    kind = next((f for part, f in LAYER_FORMATS["blk.1." in name].items() if part in name), "F16")
+    if num_inputs % 32:
+        kind = "BF16"
+    # a router that hardly tells its experts apart would choose others after any rounding
+    gain = 32.0 if "ffn_gate_inp" in name else 1.0
+    parts = [random_weight(kind, num_outputs, num_inputs, rng, gain=gain) for _ in range(*count or (1,))]
+    packed = PackedMatrix(kind, num_outputs, num_inputs, np.concatenate([w.packed for w in parts]), len(parts))
+    return packed, np.stack([w.values for w in parts]).reshape(shape)
 
 
 def batch_of(parts: list[tuple[Int32, int, Int32]], *, selected: Int32 | None = None) -> ForwardBatch:

@@ -13,6 +13,21 @@ from tests.parity.kernel_cases import ISAS, Floats, misaligned, rotary_table, ro
 
 
 @dataclass(frozen=True)
+class Form:
+    """What an attention may have beside its shape; see subsecond.graph.ops.Attention."""
+
+    window: int = 0
+    softcap: float = 0.0
+    is_causal: bool = True
+    scale: float | None = None
+
+
+PLAIN = Form()
+FORMS = (Form(window=1), Form(window=40), Form(softcap=2.0), Form(window=33, softcap=0.7), Form(scale=0.31))
+WHOLE = (Form(is_causal=False), Form(is_causal=False, softcap=1.0))
+
+
+@dataclass(frozen=True)
 class Case:
     """Queries, keys and values of one sequence from position 0."""
 
@@ -31,7 +46,14 @@ class Case:
         return cls(q, k, v, num_heads, num_kv_heads, head_dim)
 
     def run(
-        self, isa: str, *, first: int = 0, chunk: int = 1000, blocks: list[int] | None = None, pairs: bool = True
+        self,
+        isa: str,
+        form: Form = PLAIN,
+        *,
+        first: int = 0,
+        chunk: int = 1000,
+        blocks: list[int] | None = None,
+        pairs: bool = True,
     ) -> Floats:
         num_rows = len(self.query)
         table = rotary_table(num_rows, self.head_dim)
@@ -39,19 +61,24 @@ class Case:
         output = misaligned(np.full(self.query.shape, np.nan, np.float32))
         _native.kernels.attention(
             isa, self.query, self.key, self.value, np.array(order, np.int32), self.num_heads, self.num_kv_heads,
-            self.head_dim, self.head_dim**-0.5, table.reshape(-1), self.head_dim, pairs, first, chunk, output,
+            self.head_dim, form.scale or self.head_dim**-0.5, table.reshape(-1), self.head_dim, pairs, first, chunk,
+            form.window, form.softcap, form.is_causal, output,
         )  # fmt: skip
         return output[first:]
 
-    def reference(self, *, pairs: bool = True) -> NDArray[np.float64]:
+    def reference(self, form: Form = PLAIN, *, pairs: bool = True) -> NDArray[np.float64]:
         num_rows, d = len(self.query), self.head_dim
         table, positions = rotary_table(num_rows, d), np.arange(num_rows)
         q = rotate(self.query.reshape(num_rows, -1, d), table, positions, is_interleaved=pairs)
         k = rotate(self.key.reshape(num_rows, -1, d), table, positions, is_interleaved=pairs)
         v = self.value.reshape(num_rows, -1, d).astype(np.float64)
         k, v = (np.repeat(x, self.num_heads // self.num_kv_heads, 1) for x in (k, v))
-        scores = np.einsum("qhd,khd->hqk", q, k) * d**-0.5
-        scores[:, np.triu(np.ones((num_rows, num_rows), bool), 1)] = -np.inf
+        scores = np.einsum("qhd,khd->hqk", q, k) * (form.scale or d**-0.5)
+        if form.softcap:
+            scores = form.softcap * np.tanh(scores / form.softcap)
+        distance = positions[:, None] - positions
+        is_hidden = (distance < 0) & form.is_causal | (distance >= form.window) & (form.window > 0)
+        scores[:, is_hidden] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.asarray(np.einsum("hqk,khd->qhd", weights, v).reshape(num_rows, -1))
@@ -65,6 +92,7 @@ SHAPES = [
     (40, 20, 1, 128),
     (31, 3, 1, 6),
     (130, 6, 2, 80),
+    (35, 4, 2, 256),
 ]
 
 
@@ -75,6 +103,42 @@ def test_attention_against_softmax(isa: str, shape: tuple[int, int, int, int]) -
     for pairs in (True, False):
         atol = 0.03 if isa == "amx" else 5e-6
         np.testing.assert_allclose(case.run(isa, pairs=pairs), case.reference(pairs=pairs), atol=atol)
+
+
+@pytest.mark.parametrize("form", FORMS + WHOLE)
+@pytest.mark.parametrize("isa", ISAS)
+def test_forms_against_softmax(isa: str, form: Form) -> None:
+    for shape in ((33, 9, 3, 64), (65, 4, 4, 40), (130, 6, 2, 80)):
+        case = Case.random(*shape)
+        atol = 0.04 if isa == "amx" else 1e-5
+        np.testing.assert_allclose(case.run(isa, form), case.reference(form), atol=atol)
+
+
+@pytest.mark.parametrize("form", FORMS + WHOLE)
+@pytest.mark.parametrize("isa", ISAS)
+def test_forms_row_never_depends_on_rows_beside_it(isa: str, form: Form) -> None:
+    for shape in ((33, 9, 3, 64), (130, 6, 2, 80)):
+        case = Case.random(*shape)
+        whole = case.run(isa, form)
+        for chunk in (1, 3, 16):
+            np.testing.assert_array_equal(case.run(isa, form, chunk=chunk), whole)
+        np.testing.assert_array_equal(case.run(isa, form, first=len(whole) - 1), whole[-1:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_lies_before_the_window_is_never_read(isa: str) -> None:
+    """Whole blocks before the window may hold anything, even NaN."""
+    case = Case.random(100, 6, 2, 64)
+    expected = case.run(isa, Form(window=20), first=96)
+    case.key[:64], case.value[:64] = np.nan, np.nan
+    np.testing.assert_array_equal(case.run(isa, Form(window=20), first=96), expected)
+
+
+@pytest.mark.parametrize("form", FORMS + WHOLE)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ("scalar", "amx")])
+def test_f32_forms_have_the_bits_of_scalar(isa: str, form: Form) -> None:
+    case = Case.random(70, 14, 2, 40)
+    np.testing.assert_array_equal(case.run(isa, form), case.run("scalar", form))
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ("scalar", "amx")])

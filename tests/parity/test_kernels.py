@@ -7,12 +7,14 @@ import pytest
 
 from subsecond import _native
 from tests.parity.kernel_cases import (
+    ACTIVATIONS,
     BLOCK_INPUTS,
     F32_ISAS,
     FORMATS,
     ISAS,
     Floats,
     StoredWeight,
+    activate,
     misaligned,
     random_weight,
     rms_norm,
@@ -20,7 +22,6 @@ from tests.parity.kernel_cases import (
     rotate,
     round_bf16,
     round_bf16_away,
-    silu,
 )
 
 kernels = _native.kernels
@@ -34,13 +35,13 @@ def run_linear(
     *,
     biases: list[Floats | None] | None = None,
     norm: Floats | None = None,
-    is_gated: bool = False,
+    gated: str = "",
     residual: Floats | None = None,
 ) -> Floats:
-    width = weights[0].values.shape[0] if is_gated else sum(w.values.shape[0] for w in weights)
+    width = weights[0].values.shape[0] if gated else sum(w.values.shape[0] for w in weights)
     output = misaligned(np.full((len(x), width), np.nan, np.float32), shift=3)
     handles = [w.native() for w in weights]
-    kernels.linear(isa, x, handles, biases or [None] * len(weights), norm, EPS, is_gated, residual, output)
+    kernels.linear(isa, x, handles, biases or [None] * len(weights), norm, EPS, gated, residual, output)
     return output
 
 
@@ -122,17 +123,18 @@ def test_linear_epilogues(isa: str) -> None:
         np.testing.assert_allclose(actual, products + bias + residual, atol=scale * (0.01 if isa == "amx" else 1e-5))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("formats", [("Q4_1", "Q4_1"), ("Q8_0", "Q5_0")])
 @pytest.mark.parametrize("isa", ISAS)
-def test_gated_linear(isa: str, formats: tuple[str, str]) -> None:
+def test_gated_linear(isa: str, formats: tuple[str, str], activation: str) -> None:
     rng = np.random.default_rng(9)
     for num_rows, n in ((1, 40), (5, 48), (33, 16)):
         gate, up = (random_weight(name, n, 96, rng) for name in formats)
         x = rng.standard_normal((num_rows, 96), dtype=np.float32)
         products = [x.astype(np.float64) @ w.values.T.astype(np.float64) for w in (gate, up)]
-        expected = silu(products[0]) * products[1]
+        expected = activate(products[0], activation) * products[1]
         atol = max(1.0, float(np.abs(expected).max())) * (0.02 if isa == "amx" else 1e-5)
-        np.testing.assert_allclose(run_linear(isa, x, [gate, up], is_gated=True), expected, atol=atol)
+        np.testing.assert_allclose(run_linear(isa, x, [gate, up], gated=activation), expected, atol=atol)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -146,8 +148,8 @@ def test_linear_row_never_depends_on_other_rows(isa: str, name: str) -> None:
     for num_rows in (2, 3, 15, 16, 17, 32, 33, 64, 70):
         np.testing.assert_array_equal(run_linear(isa, x[:num_rows], [weight]), alone[:num_rows])
     if up:
-        gated = np.concatenate([run_linear(isa, x[r : r + 1], [weight, up], is_gated=True) for r in range(70)])
-        np.testing.assert_array_equal(run_linear(isa, x, [weight, up], is_gated=True), gated)
+        gated = np.concatenate([run_linear(isa, x[r : r + 1], [weight, up], gated="silu") for r in range(70)])
+        np.testing.assert_array_equal(run_linear(isa, x, [weight, up], gated="silu"), gated)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -159,19 +161,96 @@ def test_element_wise(isa: str, width: int) -> None:
     output = misaligned(np.full((9, width), np.nan, np.float32))
     kernels.add(isa, left, right, output)
     np.testing.assert_array_equal(output, left + right)
-    kernels.gated_silu(isa, left, right, output)
-    np.testing.assert_allclose(output, silu(left.astype(np.float64)) * right, rtol=2e-6, atol=1e-30)
-    kernels.rms_norm(isa, left, weight, EPS, output)
+    kernels.scale(isa, left, 1.7, output)
+    np.testing.assert_array_equal(output, left * np.float32(1.7))
+    for activation in ACTIVATIONS:
+        expected = activate(left.astype(np.float64), activation)
+        kernels.activate(isa, left, activation, output)
+        np.testing.assert_allclose(output, expected, rtol=2e-6, atol=3e-7)
+        kernels.gated_activation(isa, left, right, activation, output)
+        np.testing.assert_allclose(output, expected * right, rtol=2e-6, atol=1e-6)
+    kernels.normalize(isa, left, weight, None, EPS, False, output)
     np.testing.assert_allclose(output, rms_norm(left, weight, EPS), rtol=2e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("width", [1, 15, 16, 40, 128])
 @pytest.mark.parametrize("isa", ISAS)
-def test_gated_silu_of_extreme_values(isa: str) -> None:
-    gate = np.array([[0.0, -0.0, 1e4, -1e4, 88.0, -88.0, 3e38, -3e38]], np.float32)
-    output = np.empty_like(gate)
-    kernels.gated_silu(isa, gate, np.ones_like(gate), output)
+def test_norms_of_groups(isa: str, width: int) -> None:
+    """Three groups a row, each normalized alone; far from zero the mean must not eat the variance's digits."""
+    rng = np.random.default_rng(width)
+    x = misaligned(rng.standard_normal((5, 3 * width), dtype=np.float32) + 100)
+    weight, bias = (rng.standard_normal(width, dtype=np.float32) for _ in range(2))
+    groups = x.reshape(5, 3, width).astype(np.float64)
+    output = misaligned(np.full((5, 3 * width), np.nan, np.float32))
+    kernels.normalize(isa, x, weight, None, EPS, False, output)
+    np.testing.assert_allclose(output.reshape(groups.shape), rms_norm(groups, weight, EPS), rtol=2e-6)
+    kernels.normalize(isa, x, weight, bias, EPS, True, output)
+    centred = groups - groups.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + EPS) * weight + bias
+    # the mean of numbers about 100 is known to some 1e-5
+    np.testing.assert_allclose(output.reshape(groups.shape), expected, atol=1e-4 if width > 1 else 0.02)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_activations_of_extreme_values(isa: str, activation: str) -> None:
+    x = np.array([[0.0, -0.0, 1e4, -1e4, 88.0, -88.0, 3e38, -3e38]], np.float32)
+    output = np.empty_like(x)
+    kernels.activate(isa, x, activation, output)
     np.testing.assert_allclose(output, [[0, 0, 1e4, 0, 88, 0, 3e38, 0]], atol=2e-33 * 3e38)
     assert np.all(np.isfinite(output))
+    kernels.activate(isa, np.full_like(x, np.nan), activation, output)
+    assert np.isnan(output).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gelu_keeps_the_digits_of_its_tail(isa: str) -> None:
+    x = np.linspace(-9, 9, 20011, dtype=np.float32)[None]
+    output = np.empty_like(x)
+    kernels.activate(isa, x, "gelu", output)
+    np.testing.assert_allclose(output, activate(x.astype(np.float64), "gelu"), rtol=4e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_softcap(isa: str) -> None:
+    """Small values keep their digits, large ones come up to the cap, NaN stays."""
+    x = np.concatenate([np.geomspace(1e-30, 1e30, 601), -np.geomspace(1e-30, 1e30, 601), [0.0]])[None].astype(
+        np.float32
+    )
+    output = np.empty_like(x)
+    for cap in (0.5, 30.0, 50.0):
+        kernels.softcap(isa, x, cap, output)
+        np.testing.assert_allclose(output, cap * np.tanh(x.astype(np.float64) / cap), rtol=1e-6)
+        assert np.abs(output).max() <= cap
+    kernels.softcap(isa, np.full_like(x, np.nan), 30.0, output)
+    assert np.isnan(output).all()
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 5, 16, 60, 128])
+@pytest.mark.parametrize("isa", ISAS)
+def test_choice_of_experts(isa: str, num_experts: int) -> None:
+    rng = np.random.default_rng(num_experts)
+    logits = misaligned(rng.integers(-6, 6, (40, num_experts)).astype(np.float32))  # many ties
+    probabilities = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    for num_chosen in {1, min(4, num_experts), num_experts}:
+        expected = np.sort(np.argsort(-logits, axis=-1, kind="stable")[:, :num_chosen], -1)
+        weights = np.take_along_axis(probabilities, expected, -1)
+        for is_normalized in (False, True):
+            experts = np.full((40, num_chosen), -1, np.int32)
+            actual = np.full((40, num_chosen), np.nan, np.float32)
+            kernels.choose_experts(isa, logits, is_normalized, experts, actual)
+            np.testing.assert_array_equal(experts, expected)
+            divided = weights / weights.sum(-1, keepdims=True) if is_normalized else weights
+            np.testing.assert_allclose(actual, divided, rtol=2e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_experts_chosen_by_nan_are_still_experts(isa: str) -> None:
+    experts, weights = np.full((1, 2), -1, np.int32), np.zeros((1, 2), np.float32)
+    kernels.choose_experts(isa, np.full((1, 7), np.nan, np.float32), True, experts, weights)
+    assert experts.tolist() == [[0, 1]]
+    assert np.isnan(weights).all()
 
 
 @pytest.mark.parametrize("is_interleaved", [True, False])

@@ -15,7 +15,7 @@ from subsecond.backends.native.weights import PackedWeights
 from subsecond.core.errors import FormatError
 from subsecond.graph.passes.pipeline import PASSES
 from tests.parity.kernel_cases import ISAS
-from tests.parity.native_models import batch_of, run_alone, stored_model
+from tests.parity.native_models import CAUSAL_MODELS, MODELS, batch_of, run_alone, stored_model
 
 BLOCKS = np.arange(20, dtype=np.int32)
 OTHER_BLOCKS = np.arange(39, 19, -1, dtype=np.int32)
@@ -25,18 +25,21 @@ def tokens_of(count: int, seed: int = 1) -> Int32:
     return np.random.default_rng(seed).integers(0, 301, count, dtype=np.int32)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_logits_are_those_of_the_reference(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(70)
     expected = run_alone(model.reference(), tokens, 70, BLOCKS)
     actual = run_alone(model.native(isa), tokens, 70, BLOCKS)
     bound = 0.02 if isa == "amx" else 1e-5
-    assert np.abs(actual - expected).max() <= bound * np.ptp(expected)
+    is_off = np.abs(actual - expected).max(-1) > bound * np.ptp(expected)
+    # roundings of bfloat16 may lead a row to another expert where two are about as probable
+    allowed = 0.1 if isa == "amx" and model.has_experts else 0.0
+    assert is_off.mean() <= allowed, np.abs(actual - expected).max() / np.ptp(expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def test_passes_keep_every_bit(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(40)
     expected = run_alone(model.native(isa, until="none"), tokens, 40, BLOCKS)
@@ -46,7 +49,7 @@ def test_passes_keep_every_bit(isa: str, family: str) -> None:
         )
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ("scalar", "amx")])
 def test_f32_instruction_sets_agree_in_every_bit(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(40)
@@ -62,6 +65,38 @@ def test_same_bits_for_any_chunk_and_thread_count(isa: str) -> None:
         backend = model.native(isa, num_threads=num_threads)
         for chunk in (1, 16, 64, 512, 37):
             np.testing.assert_array_equal(run_alone(backend, tokens, chunk, BLOCKS), expected)
+
+
+@pytest.mark.parametrize("family", [name for name in CAUSAL_MODELS if name != "llama"])
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_same_bits_in_every_family(isa: str, family: str) -> None:
+    model, tokens = stored_model(family), tokens_of(90)
+    expected = run_alone(model.native(isa), tokens, 90, BLOCKS)
+    for num_threads, chunk in ((1, 1), (2, 16), (3, 37), (3, 90)):
+        backend = model.native(isa, num_threads=num_threads)
+        np.testing.assert_array_equal(run_alone(backend, tokens, chunk, BLOCKS), expected)
+
+
+@pytest.mark.parametrize("family", ["llama_experts", "gemma2", "bert"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_same_bits_beside_another_text(isa: str, family: str) -> None:
+    """Experts, windows and whole texts: what is beside a text does not change it."""
+    model, tokens, other = stored_model(family), tokens_of(50), tokens_of(70, seed=2)
+    alone = run_alone(model.native(isa), tokens, 50, BLOCKS)
+    both = model.native(isa, num_threads=3).forward(batch_of([(other, 0, OTHER_BLOCKS[:19]), (tokens, 0, BLOCKS[:19])]))
+    np.testing.assert_array_equal(both[70:], alone)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_whole_text_is_asked_for_where_rows_see_later_ones(isa: str) -> None:
+    backend = stored_model("bert").native(isa)
+    with pytest.raises(ValueError, match="one step, from position 0"):
+        backend.forward(batch_of([(tokens_of(3), 1, BLOCKS)]))
+
+
+def test_positions_beyond_a_learned_table_are_refused() -> None:
+    with pytest.raises(ValueError, match="position"):
+        stored_model("gpt2").native("scalar").forward(batch_of([(tokens_of(2), 1023, np.zeros(40, np.int32))]))
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])

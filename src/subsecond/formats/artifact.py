@@ -84,12 +84,14 @@ class ArtifactWriter:
             self._packed.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def add_tensor(self, name: str, data: NDArray[np.uint8], *, packed_format: str, n: int, k: int) -> None:
+    def add_tensor(
+        self, name: str, data: NDArray[np.uint8], *, packed_format: str, n: int, k: int, count: int = 1
+    ) -> None:
         """Append the bytes of one packed tensor at the next aligned offset."""
         assert name not in self._tensors, f"tensor {name!r} was added before"
         assert data.dtype == np.uint8 and data.size > 0, f"tensor {name!r} must be packed into bytes"
         self._append(b"\0" * (-self._packed.tell() % ALIGNMENT))
-        self._tensors[name] = PackedTensor(packed_format, n, k, self._packed.tell(), data.size)
+        self._tensors[name] = PackedTensor(packed_format, n, k, self._packed.tell(), data.size, count)
         self._append(np.ascontiguousarray(data).reshape(-1).data)
 
     def new_file(self, name: str) -> Path:

@@ -18,6 +18,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 
 _MAX_SIZE = 2**48
 _MAX_DIMENSION = 2**31 - 1
+_MAX_COUNT = 2**16
 _MAX_VALUES = 2**19  # a value of JSON takes up to some 100 bytes as a Python object: 52 MB; 20,000 tensors have 180,000
 _MAX_NAME_CHARS = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -40,13 +41,17 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """A range of packed.bin: a matrix [n, k] (a vector has n = 1) in a layout that `format` names to the backend."""
+    """A range of packed.bin: a matrix [n, k] (a vector has n = 1) in a layout that `format` names to the backend.
+
+    `count` such matrices follow each other where a weight is one of several experts.
+    """
 
     format: str
     n: int
     k: int
     offset: int
     num_bytes: int
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Manifest:
             "source": asdict(self.source),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "packing": dict(self.packing),
-            "tensors": {name: asdict(tensor) for name, tensor in self.tensors.items()},
+            "tensors": {name: _tensor_fields(tensor) for name, tensor in self.tensors.items()},
             "files": {name: asdict(file) for name, file in self.files.items()},
         }
         return json.dumps(content, allow_nan=False) + "\n"
@@ -184,7 +189,16 @@ def _tensor(item: Mapping[str, object], where: str) -> PackedTensor:
         k=read_int(item, "k", where, 1, _MAX_DIMENSION),
         offset=read_int(item, "offset", where, 0, _MAX_SIZE),
         num_bytes=read_int(item, "num_bytes", where, 1, _MAX_SIZE),
+        count=read_int(item, "count", where, 1, _MAX_COUNT) if "count" in item else 1,
     )
+
+
+def _tensor_fields(tensor: PackedTensor) -> dict[str, object]:
+    """Fields of a tensor in the manifest; the count only where there are several, as manifests always were."""
+    fields: dict[str, object] = asdict(tensor)
+    if tensor.count == 1:
+        del fields["count"]
+    return fields
 
 
 def _check_ranges(tensors: Mapping[str, PackedTensor], packed_bytes: int, where: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from subsecond.graph.graph import Graph
-from subsecond.graph.ops import Linear, Rows, Split, inputs_of
+from subsecond.graph.ops import Activate, Add, Linear, Normalize, Op, Rows, Scale, Softcap, Split, inputs_of
 
 ALIGNMENT_FLOATS = 16  # a cache line, so that every value starts on one whatever the number of rows
 
@@ -97,18 +97,28 @@ def _buffers(graph: Graph, aliases: Mapping[str, Alias]) -> list[_Buffer]:
         value = graph.values[name]
         width = -(-value.width // ALIGNMENT_FLOATS) * ALIGNMENT_FLOATS
         buffer = _Buffer((name,), width, value.rows, index, last[name])
-        if isinstance(op, Linear) and op.residual in buffer_by_value and _can_overwrite(op, index, last, aliases):
-            before = buffer_by_value[op.residual]
-            if graph.values[op.residual].width == value.width and before.rows == value.rows:
+        for source in _overwritable(op, aliases):
+            before = buffer_by_value.get(source)
+            is_alike = before is not None and (graph.values[source].width, before.rows) == (value.width, value.rows)
+            if before is not None and is_alike and last[source] == index:
                 buffer = _Buffer((*before.values, name), width, value.rows, before.start, last[name])
+                break
         buffer_by_value.update((shared, buffer) for shared in buffer.values)
     return list({buffer.values: buffer for buffer in buffer_by_value.values()}.values())
 
 
-def _can_overwrite(op: Linear, index: int, last: Mapping[str, int], aliases: Mapping[str, Alias]) -> bool:
-    """Whether the output may lie on the residual: nobody needs it later, and the product itself does not read it."""
-    input_root = aliases[op.input].root if op.input in aliases else op.input
-    return op.residual is not None and last[op.residual] == index and input_root != op.residual
+def _overwritable(op: Op, aliases: Mapping[str, Alias]) -> tuple[str, ...]:
+    """Inputs that the output may lie on when nobody needs them later: each element is read before it is written."""
+    match op:
+        case Linear(residual=str() as residual):
+            input_root = aliases[op.input].root if op.input in aliases else op.input
+            return () if input_root == residual else (residual,)
+        case Normalize() | Activate() | Scale() | Softcap():
+            return (op.input,)
+        case Add():
+            return (op.left, op.right)
+        case _:
+            return ()
 
 
 def _best_fit(buffer: _Buffer, placed: Iterable[tuple[int, _Buffer]]) -> int:

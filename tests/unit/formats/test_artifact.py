@@ -61,6 +61,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert artifact.file_path("tokenizer.json").read_text() == "{}"
 
 
+def test_the_number_of_experts_is_kept_and_told_only_where_there_are_several(tmp_path: Path) -> None:
+    with writer(tmp_path) as artifact:
+        artifact.add_tensor("a", FIRST, packed_format="Q8_0", n=5, k=10, count=2)
+        artifact.add_tensor("b", SECOND, packed_format="vector", n=1, k=6)
+    assert [tensor.count for tensor in Artifact.open(tmp_path).manifest.tensors.values()] == [2, 1]
+    stored = json.loads((tmp_path / FOLDER_NAME / MANIFEST_NAME).read_text())["tensors"]
+    assert stored["a"]["count"] == 2
+    assert "count" not in stored["b"]
+
+
 def test_packed_bytes_can_be_read_into_memory(tmp_path: Path) -> None:
     folder = write(tmp_path)
     artifact = Artifact.open(tmp_path)
@@ -126,6 +136,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         (lambda m: m["tensors"]["b"].update(num_bytes=25), "ends at byte 153"),
         (lambda m: m["tensors"]["b"].update(num_bytes=2**62), "allowed are 1"),
         (lambda m: m["tensors"]["b"].update(n=0), "allowed are 1"),
+        (lambda m: m["tensors"]["b"].update(count=0), "allowed are 1"),
+        (lambda m: m["tensors"]["b"].update(count=2**17), "allowed are 1"),
+        (lambda m: m["tensors"]["b"].update(count="2"), "must be an integer"),
         (lambda m: m["tensors"]["b"].pop("k"), "missing"),
         (lambda m: m["shapes"].update(a=[10, -1]), "positive integers"),
         (lambda m: m["shapes"].update(a=[]), "positive integers"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from subsecond.graph.graph import Graph
 from subsecond.graph.memory import ALIGNMENT_FLOATS, plan_memory
-from subsecond.graph.ops import Add, Embed, Linear, Op, SelectRows, Split, Value, inputs_of
+from subsecond.graph.ops import Add, Embed, Linear, Norm, Normalize, Op, SelectRows, Softcap, Split, Value, inputs_of
 from subsecond.graph.passes.pipeline import optimize
 from tests.unit.tiny_decoder import TINY, tiny_graph
 
@@ -38,11 +38,15 @@ def check_no_overlap(graph: Graph) -> None:
         value, offset = graph.values[op.output], plan.offset_by_value[op.output]
         assert offset % ALIGNMENT_FLOATS == 0
         cells = range(offset, offset + value.width)
-        if not isinstance(op, Linear) or op.residual is None or plan.offset_by_value.get(op.residual) != offset:
-            inputs = {roots[name] for name in inputs_of(op)}
-            assert inputs.isdisjoint(arenas[value.rows][cell] for cell in cells), f"{op.output} lies on its input"
-        else:
-            assert roots[op.input] not in {arenas[value.rows][cell] for cell in cells}
+        # element by element, an output may lie exactly on what it is made of
+        may_lie_on = {Linear: ("residual",), Add: ("left", "right"), Normalize: ("input",), Softcap: ("input",)}
+        below = {getattr(op, name) for name in may_lie_on.get(type(op), ())}
+        below = {name for name in below if plan.offset_by_value.get(name) == offset}
+        assert all(graph.values[name].width == value.width for name in below)
+        inputs = {roots[name] for name in inputs_of(op)} - below
+        if isinstance(op, Linear):
+            inputs.add(roots[op.input])
+        assert inputs.isdisjoint(arenas[value.rows][cell] for cell in cells), f"{op.output} lies on its input"
         for cell in cells:
             arenas[value.rows][cell] = op.output
     assert owner(graph, plan.offset_by_value, arenas, roots[graph.output]) == {roots[graph.output]}
@@ -55,14 +59,14 @@ def owner(graph: Graph, offsets: object, arenas: dict[str, list[str]], root: str
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """Graphs of linears, additions and splits over values of a few widths."""
+    """Graphs of linears, element-wise operators and splits over values of a few widths."""
     widths = st.sampled_from([1, 16, 24, 48])
     ops: list[Op] = [Embed("v0", "w")]
     values = {"v0": Value("v0", draw(widths))}
     for index in range(1, draw(st.integers(2, 14))):
         name, source = f"v{index}", draw(st.sampled_from(sorted(values)))
         width, rows = values[source].width, values[source].rows
-        kind = draw(st.sampled_from(["linear", "residual", "add", "split", "select"]))
+        kind = draw(st.sampled_from(["linear", "residual", "add", "normalize", "softcap", "split", "select"]))
         if kind == "split" and width > 1:
             start = draw(st.integers(0, width - 1))
             end = draw(st.integers(start + 1, width))
@@ -74,6 +78,10 @@ def graphs(draw: st.DrawFn) -> Graph:
         elif kind == "add":
             twins = sorted(v.name for v in values.values() if (v.width, v.rows) == (width, rows))
             ops.append(Add(name, source, draw(st.sampled_from(twins))))
+        elif kind == "normalize":
+            ops.append(Normalize(name, source, Norm("w", 1e-5)))
+        elif kind == "softcap":
+            ops.append(Softcap(name, source, 2.0))
         else:
             peers = sorted(v.name for v in values.values() if v.rows == rows)
             residual = draw(st.sampled_from(peers)) if kind == "residual" else None
@@ -101,6 +109,12 @@ def test_the_residual_stream_stays_in_one_place() -> None:
     plan = plan_memory(optimize(tiny_graph()))
     stream = ["embedding", *(f"blk.{i}.{part}_residual" for i in range(TINY.num_layers) for part in ("attn", "ffn"))]
     assert len({plan.offset_by_value[name] for name in stream}) == 1
+
+
+def test_capped_logits_lie_on_the_uncapped_ones() -> None:
+    ops = (Embed("x", "w"), Linear("uncapped", "x", ("w",), (None,)), Softcap("logits", "uncapped", 30.0))
+    values = {"x": Value("x", 16), "uncapped": Value("uncapped", 320), "logits": Value("logits", 320)}
+    assert plan_memory(Graph(ops, values, {"w": (1, 1)}, "logits")).width == 16 + 320
 
 
 def test_layers_reuse_the_same_floats() -> None:

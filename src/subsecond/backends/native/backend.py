@@ -13,17 +13,21 @@ from subsecond.backends.native.weights import PackedWeights
 from subsecond.backends.sampling import sample
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.graph.ops import (
+    Activate,
     Add,
     Attention,
     Embed,
     GatedActivation,
     Linear,
+    MixtureOfExperts,
     Norm,
     Normalize,
     Op,
     Rope,
     Rotary,
+    Scale,
     SelectRows,
+    Softcap,
     Split,
 )
 from subsecond.graph.plan import Segment
@@ -67,7 +71,7 @@ class NativeBackend:
             isa=self.isa,
             num_threads=config.num_threads,
             max_rows=config.max_rows,
-            vocab_size=self._vocab_size,
+            output_width=self._vocab_size,
             all_floats=self._memory.width,
             selected_floats=self._memory.selected_width,
             num_layers=max((op.layer for op in attentions), default=-1) + 1,
@@ -75,7 +79,7 @@ class NativeBackend:
             num_kv_heads=first.num_kv_heads if first else 1,
             head_dim=first.head_dim if first else 1,
         )
-        self._matrix_ids: dict[str, int] = {}
+        self._matrix_ids: dict[str, list[int]] = {}
         self._vector_ids: dict[str, int] = {}
         self._rotary_ids: dict[Rotary, int] = {}
         for op in self._graph.ops:
@@ -85,7 +89,7 @@ class NativeBackend:
 
     @property
     def vocab_size(self) -> int:
-        """Width of a row of logits."""
+        """Width of a row of logits, or of the hidden rows that an embedding model gives."""
         return self._vocab_size
 
     @property
@@ -146,40 +150,35 @@ class NativeBackend:
             case Split():
                 return
             case Embed():
-                executor.add_embed(at(op.output), self._matrix(op.weight))
+                executor.add_embed(at(op.output), self._matrix(op.weight), op.index)
             case Linear():
                 self._add_linear(op)
             case Attention():
-                executor.add_attention(
-                    output=at(op.output),
-                    query=at(op.query),
-                    key=at(op.key),
-                    value=at(op.value),
-                    layer=op.layer,
-                    num_heads=op.num_heads,
-                    num_kv_heads=op.num_kv_heads,
-                    head_dim=op.head_dim,
-                    scale=op.scale,
-                    rotary=self._rotary(op.rotary),
-                )
+                self._add_attention(op)
+            case MixtureOfExperts():
+                self._add_experts(op)
             case Normalize():
-                norm = self._vector(op.norm.weight)
-                executor.add_rms_norm(at(op.output), at(op.input), self._width(op.output), norm, op.norm.eps)
+                self._add_normalize(op)
             case Rope():
                 rotary = self._rotary(op.rotary)
                 executor.add_rope(at(op.output), at(op.input), self._width(op.output), op.head_dim, rotary)
             case GatedActivation():
-                _check_activation(op.activation)
-                executor.add_gated_silu(at(op.output), at(op.gate), at(op.up), self._width(op.output))
+                width = self._width(op.output)
+                executor.add_gated_activation(at(op.output), at(op.gate), at(op.up), width, op.activation)
+            case Activate():
+                executor.add_activate(at(op.output), at(op.input), self._width(op.output), op.activation)
             case Add():
                 executor.add_add(at(op.output), at(op.left), at(op.right), self._width(op.output))
+            case Scale():
+                executor.add_scale(at(op.output), at(op.input), self._width(op.output), op.factor)
+            case Softcap():
+                executor.add_softcap(at(op.output), at(op.input), self._width(op.output), op.cap)
             case SelectRows():
                 executor.add_select_rows(at(op.output), at(op.input), self._width(op.output))
 
     def _add_linear(self, op: Linear) -> None:
-        if op.gated:
-            _check_activation(op.gated)
         norm = op.norm or Norm("", 0.0)
+        assert norm.kind == "rms" and norm.bias is None, "only RMS norms are folded into linears"
         self._executor.add_linear(
             output=self._operand(op.output),
             input=self._operand(op.input),
@@ -187,8 +186,51 @@ class NativeBackend:
             biases=[self._vector(name) if name else -1 for name in op.biases],
             norm=self._vector(norm.weight) if norm.weight else -1,
             norm_eps=norm.eps,
-            is_gated=op.gated is not None,
+            gated=op.gated or "",
             residual=self._operand(op.residual) if op.residual else None,
+        )
+
+    def _add_attention(self, op: Attention) -> None:
+        if op.window is not None and not op.is_causal:
+            raise UnsupportedError("attention over the whole text with a window has no native kernel")
+        self._executor.add_attention(
+            output=self._operand(op.output),
+            query=self._operand(op.query),
+            key=self._operand(op.key),
+            value=self._operand(op.value),
+            layer=op.layer,
+            num_heads=op.num_heads,
+            num_kv_heads=op.num_kv_heads,
+            head_dim=op.head_dim,
+            scale=op.scale,
+            rotary=self._rotary(op.rotary),
+            window=op.window or 0,
+            softcap=op.softcap or 0.0,
+            is_causal=op.is_causal,
+        )
+
+    def _add_normalize(self, op: Normalize) -> None:
+        self._executor.add_normalize(
+            output=self._operand(op.output),
+            input=self._operand(op.input),
+            width=self._width(op.output),
+            weight=self._vector(op.norm.weight),
+            bias=self._vector(op.norm.bias) if op.norm.bias else -1,
+            eps=op.norm.eps,
+            is_layer=op.norm.kind == "layer",
+            group_width=op.group_width or self._width(op.output),
+        )
+
+    def _add_experts(self, op: MixtureOfExperts) -> None:
+        weights = zip(*(self._matrices(name) for name in (op.gate, op.up, op.down)), strict=True)
+        self._executor.add_experts(
+            output=self._operand(op.output),
+            input=self._operand(op.input),
+            router=self._operand(op.router),
+            weights=[index for expert in weights for index in expert],
+            num_chosen=op.num_chosen,
+            is_normalized=op.is_normalized,
+            activation=op.activation,
         )
 
     def _operand(self, name: str) -> Operand:
@@ -201,13 +243,21 @@ class NativeBackend:
         return self._graph.values[name].width
 
     def _matrix(self, name: str) -> int:
+        return self._matrices(name)[0]
+
+    def _matrices(self, name: str) -> list[int]:
+        """The matrices of a weight: one, or one an expert."""
         if name not in self._matrix_ids:
             m = self._weights.matrices.get(name)
             shape = self._graph.weights[name]
-            if m is None or (m.num_outputs, m.num_inputs) != shape:
-                packed = "none" if m is None else f"one of shape {(m.num_outputs, m.num_inputs)}"
+            # one expert is a matrix, whichever way its shape is written
+            if m is None or m.shape != (shape[1:] if len(shape) == 3 and shape[0] == 1 else shape):
+                packed = "none" if m is None else f"one of shape {m.shape}"
                 raise FormatError(f"the model needs a packed weight {name!r} of shape {shape}; there is {packed}")
-            self._matrix_ids[name] = self._executor.add_weight(m.format, m.num_outputs, m.num_inputs, m.data)
+            self._matrix_ids[name] = [
+                self._executor.add_weight(m.format, m.num_outputs, m.num_inputs, m.part(index))
+                for index in range(m.count)
+            ]
         return self._matrix_ids[name]
 
     def _vector(self, name: str) -> int:
@@ -226,18 +276,9 @@ class NativeBackend:
         if rotary is None:
             return -1
         if rotary not in self._rotary_ids:
-            factors = self._values(rotary.frequency_factors) if rotary.frequency_factors else None
+            frequencies = np.array(rotary.frequencies)
+            if rotary.frequency_factors:
+                frequencies /= self._values(rotary.frequency_factors)
             is_interleaved = rotary.pairing == "interleaved"
-            self._rotary_ids[rotary] = self._executor.add_rotary(_frequencies(rotary, factors), is_interleaved)
+            self._rotary_ids[rotary] = self._executor.add_rotary(frequencies.tolist(), is_interleaved, rotary.magnitude)
         return self._rotary_ids[rotary]
-
-
-def _frequencies(rotary: Rotary, factors: NDArray[np.float32] | None) -> list[float]:
-    """Radians per position of each pair of channels."""
-    frequencies = np.array(rotary.frequencies)
-    return [float(f) for f in (frequencies if factors is None else frequencies / factors)]
-
-
-def _check_activation(name: str) -> None:
-    if name != "silu":
-        raise UnsupportedError(f"activation {name!r} has no native kernel; supported: silu")

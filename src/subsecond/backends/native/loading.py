@@ -117,7 +117,8 @@ def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int
     weights: PackedWeights = pack_weights(checkpoint.weights, segment.graph.weights, probe().num_usable_cores, progress)
     with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION}) as writer:
         for name, matrix in weights.matrices.items():
-            writer.add_tensor(name, matrix.data, packed_format=matrix.format, n=matrix.num_outputs, k=matrix.num_inputs)
+            n, k = matrix.num_outputs, matrix.num_inputs
+            writer.add_tensor(name, matrix.data, packed_format=matrix.format, n=n, k=k, count=matrix.count)
         for name, vector in weights.vectors.items():
             writer.add_tensor(name, vector.view("uint8"), packed_format=VECTOR_FORMAT, n=1, k=vector.size)
 

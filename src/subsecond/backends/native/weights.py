@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,12 +26,24 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """A weight [num_outputs, num_inputs] in the layout of native/packed_weight.h."""
+    """A weight [num_outputs, num_inputs] in the layout of native/packed_weight.h, or `count` of them in a row."""
 
     format: str
     num_outputs: int
     num_inputs: int
     data: NDArray[np.uint8]
+    count: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored weight: [out, in], or [count, out, in] of experts."""
+        single = (self.num_outputs, self.num_inputs)
+        return single if self.count == 1 else (self.count, *single)
+
+    def part(self, index: int) -> NDArray[np.uint8]:
+        """The packed bytes of matrix `index`."""
+        size = self.data.size // self.count
+        return self.data[index * size : (index + 1) * size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +66,30 @@ def pack_weights(
     names = list(names)
     vectors = {n: source.dequantize(n).reshape(-1) for n in names if len(source.shapes[n]) == 1}
     formats = {n: _packed_format(source, n) for n in names if n not in vectors}
-    sizes = {n: _native.packed_size(f, *source.shapes[n]) for n, f in formats.items()}
+    sizes = {n: _packed_size(f, source.shapes[n]) for n, f in formats.items()}
     total = sum(_aligned(size) for size in sizes.values())
     memory = _native.allocate(total)
     matrices: dict[str, PackedMatrix] = {}
     offset = 0
     for name, size in sizes.items():
-        num_outputs, num_inputs = source.shapes[name]
-        matrices[name] = PackedMatrix(formats[name], num_outputs, num_inputs, memory[offset : offset + size])
+        *count, num_outputs, num_inputs = source.shapes[name]
+        data = memory[offset : offset + size]
+        matrices[name] = PackedMatrix(formats[name], num_outputs, num_inputs, data, *count)
         offset += _aligned(size)
 
-    def pack(name: str) -> int:
-        matrix = matrices[name]
-        _native.pack_into(matrix.format, matrix.num_outputs, matrix.num_inputs, source.raw(name), matrix.data)
-        return _aligned(matrix.data.size)
+    def pack(part: tuple[str, int]) -> int:
+        name, index = part
+        matrix, stored = matrices[name], source.raw(name)
+        stored_bytes = stored.size // matrix.count
+        stored = stored[index * stored_bytes : (index + 1) * stored_bytes]
+        _native.pack_into(matrix.format, matrix.num_outputs, matrix.num_inputs, stored, matrix.part(index))
+        is_last = index == matrix.count - 1
+        return matrix.part(index).size + (_aligned(matrix.data.size) - matrix.data.size if is_last else 0)
 
     done = 0
+    parts = [(name, index) for name, matrix in matrices.items() for index in range(matrix.count)]
     with ThreadPoolExecutor(num_threads) as pool:
-        for size in pool.map(pack, sorted(matrices, key=lambda n: -sizes[n])):
+        for size in pool.map(pack, sorted(parts, key=lambda part: -sizes[part[0]])):
             done += size
             if progress:
                 progress(done, total)
@@ -96,10 +115,15 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
             continue
         if tensor.format not in PACKED_FORMATS:
             raise FormatError(f"{artifact.path}: weight {name!r} has the unknown packed format {tensor.format!r}")
-        if tensor.num_bytes != _native.packed_size(tensor.format, tensor.n, tensor.k):
+        if tensor.num_bytes != tensor.count * _native.packed_size(tensor.format, tensor.n, tensor.k):
             raise FormatError(f"{artifact.path}: weight {name!r} has {tensor.num_bytes} bytes, which its shape forbids")
-        matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data)
+        matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data, tensor.count)
     return PackedWeights(matrices, vectors)
+
+
+def _packed_size(stored: str, shape: tuple[int, ...]) -> int:
+    *count, num_outputs, num_inputs = shape
+    return math.prod(count) * _native.packed_size(stored, num_outputs, num_inputs)
 
 
 def _packed_format(source: WeightSource, name: str) -> str:

@@ -1,0 +1,87 @@
+"""Weights of a model file, packed and kept in an artifact: matrices, vectors and the matrices of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from subsecond import _native
+from subsecond.backends.native.weights import PackedWeights, pack_weights, read_packed_weights
+from subsecond.core.errors import FormatError
+from subsecond.formats.artifact import Artifact, ArtifactWriter
+from subsecond.formats.artifact_manifest import SourceFile
+from subsecond.formats.gguf_types import TensorType
+from tests.parity.kernel_cases import F32_ISAS
+
+SHAPES: Mapping[str, tuple[int, ...]] = {"experts": (3, 20, 64), "one": (1, 4, 32), "matrix": (17, 96), "norm": (7,)}
+
+
+class RandomSource:
+    """Q8_0 matrices and float32 vectors; `values` is what they decode to."""
+
+    shapes = SHAPES
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self._stored: dict[str, NDArray[np.uint8]] = {}
+        self.values: dict[str, NDArray[np.float32]] = {}
+        for name, shape in SHAPES.items():
+            plain = rng.standard_normal(shape, dtype=np.float32)
+            stored = gguf.quants.quantize(plain, gguf.GGMLQuantizationType[self.type_of(name).name])
+            self._stored[name] = np.ascontiguousarray(stored).view(np.uint8).reshape(-1)
+            self.values[name] = plain
+            if len(shape) > 1:
+                self.values[name] = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.Q8_0).reshape(shape)
+
+    def type_of(self, name: str) -> TensorType:
+        return TensorType.F32 if len(SHAPES[name]) == 1 else TensorType.Q8_0
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        return self._stored[name]
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        return self.values[name]
+
+
+def check(weights: PackedWeights, source: RandomSource) -> None:
+    for name, matrix in weights.matrices.items():
+        *count, num_outputs, num_inputs = SHAPES[name]
+        assert matrix.count == (count or [1])[0]
+        assert matrix.shape == (SHAPES[name] if matrix.count > 1 else (num_outputs, num_inputs))
+        rows = np.empty((num_outputs, num_inputs), np.float32)
+        for index, expected in enumerate(source.values[name].reshape(matrix.count, num_outputs, num_inputs)):
+            handle = _native.kernels.weight("Q8_0", num_outputs, num_inputs, matrix.part(index))
+            _native.kernels.unpack(F32_ISAS[0], handle, rows)
+            np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(weights.vectors["norm"], source.values["norm"])
+    assert set(weights.matrices) | set(weights.vectors) == set(SHAPES)
+
+
+def write(folder: Path, weights: PackedWeights, *, count: int = 3) -> Artifact:
+    about = SourceFile("model.gguf", "0" * 64, 1, 1)
+    with ArtifactWriter(folder, model={}, source=about, shapes=SHAPES, packing={}) as writer:
+        for name, m in weights.matrices.items():
+            told = count if m.count > 1 else 1
+            writer.add_tensor(name, m.data, packed_format="Q8_0", n=m.num_outputs, k=m.num_inputs, count=told)
+        for name, vector in weights.vectors.items():
+            writer.add_tensor(name, vector.view(np.uint8), packed_format="vector", n=1, k=vector.size)
+    return Artifact.open(folder)
+
+
+def test_packed_from_the_file_and_read_from_the_artifact(tmp_path: Path) -> None:
+    source, steps = RandomSource(), list[tuple[int, int]]()
+    weights = pack_weights(source, SHAPES, 2, lambda done, total: steps.append((done, total)))
+    assert steps[-1][0] == steps[-1][1]
+    check(weights, source)
+    check(read_packed_weights(write(tmp_path, weights)), source)
+
+
+def test_another_number_of_experts_than_the_bytes_say_is_refused(tmp_path: Path) -> None:
+    artifact = write(tmp_path, pack_weights(RandomSource(), SHAPES, 1), count=4)
+    with pytest.raises(FormatError, match="experts"):
+        read_packed_weights(artifact)
