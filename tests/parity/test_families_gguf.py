@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from subsecond.backends import native
+from subsecond.backends.batch import ForwardBatch
 from subsecond.graph.ops import Rope
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 from subsecond.models.config import ModelConfig
@@ -177,3 +179,25 @@ def test_the_form_of_longrope_follows_the_context_that_is_asked_for(tmp_path: Pa
         )
         assert short != long
         assert long == next(op.rotary for op in opened.graph().ops if isinstance(op, Rope))
+
+
+def test_an_artifact_serves_short_and_long_contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoTokenizer:
+        vocab_size = 1
+
+        def save(self, path: Path) -> None:
+            path.write_text("{}")
+
+    made = make_case(FAMILIES["phi3-longrope"], tmp_path / "folder")
+    path = write_gguf(tmp_path / "model.gguf", made.opened)
+    monkeypatch.setattr(Checkpoint, "tokenizer", NoTokenizer())
+    native.write_artifact(open_checkpoint(path), tmp_path)
+    packed = open_checkpoint(path)
+    assert packed.artifact is not None
+    rows = np.arange(NUM_TOKENS, dtype=np.int32)
+    batch = ForwardBatch(made.tokens, rows, np.zeros_like(rows), np.zeros((1, 1), np.int32), rows)
+    for context_tokens, is_long in ((16, False), (64, True)):
+        backend = native.load(packed, isa="scalar", num_threads=1, context_tokens=context_tokens, max_rows=32)
+        error = np.abs(backend.forward(batch) - made.expected).max()
+        assert (error <= 1e-4 * np.ptp(made.expected)) == is_long
+        backend.close()

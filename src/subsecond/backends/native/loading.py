@@ -95,7 +95,7 @@ def load(
     if num_threads is not None and not 1 <= num_threads <= 1024:
         raise InputError(f"num_threads is {num_threads}; it must lie between 1 and 1024")
     chosen = choose_isa(isa)
-    segment = compile_plan(checkpoint.graph()).segments[0]
+    segment = compile_plan(checkpoint.graph(context_tokens)).segments[0]
     threads = num_threads or probe().num_usable_cores
     num_blocks = _num_blocks(checkpoint.config, chosen, context_tokens)
     config = NativeConfig(chosen, threads, max_rows, num_blocks)
@@ -113,8 +113,10 @@ def is_packed(checkpoint: Checkpoint) -> bool:
 
 def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Pack the weights of `checkpoint` into an artifact in `folder`; `progress` gets (bytes done, bytes in all)."""
-    segment = compile_plan(checkpoint.graph()).segments[0]
-    weights: PackedWeights = pack_weights(checkpoint.weights, segment.graph.weights, probe().num_usable_cores, progress)
+    # Every tensor of the file that some graph of the model reads: which one it is depends on the context.
+    graphs = [checkpoint.graph(), checkpoint.graph(context_tokens=1)]
+    names = dict.fromkeys(name for graph in graphs for name in compile_plan(graph).segments[0].graph.weights)
+    weights: PackedWeights = pack_weights(checkpoint.weights, names, probe().num_usable_cores, progress)
     with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION}) as writer:
         for name, matrix in weights.matrices.items():
             n, k = matrix.num_outputs, matrix.num_inputs
