@@ -159,7 +159,8 @@ def families() -> str:
     lines = ["| models | architecture in GGUF | `model_type` in config.json |", "| --- | --- | --- |"]
     for family in FAMILIES:
         about = first_sentence(family_module(family).__doc__ or "")
-        names = (", ".join(f"`{name}`" for name in each) for each in (family.names, family.hf_types))
+        hf_names = [each.name for each in family.hf_types]
+        names = (", ".join(f"`{name}`" for name in each) for each in (family.names, hf_names))
         lines.append(f"| {about} | {' | '.join(names)} |")
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from subsecond.core.errors import FormatError, UnsupportedError
@@ -14,44 +13,13 @@ from subsecond.formats.fields import read_field, read_int, read_mapping, shorten
 from subsecond.formats.json_file import read_json, read_json_object
 from subsecond.models.config import INT_LIMITS, MAX_LAYERS, MAX_NAME_CHARS, ModelConfig, Pooling
 from subsecond.models.families.family import Family
+from subsecond.models.families.hf_type import HfType
 from subsecond.models.families.registry import find_family_by_hf_type
 from subsecond.models.rope_hf import HfRope, read_rope
 
 CONFIG_NAME = "config.json"
 _WHERE = "config.json"
 
-# What files leave to the code that reads them, where that is not the same for all (transformers, configuration_*.py).
-_GEMMA = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "rms_norm_eps": 1e-6}
-_DEFAULTS: Mapping[str, Mapping[str, object]] = MappingProxyType(
-    {
-        "mistral": {"sliding_window": 4096},
-        "mixtral": {"rope_theta": 1e6},
-        "qwen3": {"head_dim": 128},
-        "qwen3_moe": {"norm_topk_prob": False},
-        "smollm3": {"rope_theta": 2e6, "no_rope_layer_interval": 4},
-        "gemma2": {**_GEMMA, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        "gemma3_text": {
-            **_GEMMA,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 131072,
-            "rope_theta": 1e6,
-        },
-        "phi3": {"original_max_position_embeddings": 4096},
-        "gpt2": {"layer_norm_epsilon": 1e-5},
-        "bert": {"layer_norm_eps": 1e-12},
-    }
-)
-# Types whose windows count only with `use_sliding_window`.
-_SWITCHED_WINDOWS = frozenset({"qwen2", "qwen3", "qwen3_moe", "smollm3"})
-_GPT2_NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "intermediate_size": "n_inner",
-    "hidden_act": "activation_function",
-}
 _ACTIVATIONS: Mapping[str, Any] = {
     "silu": "silu",
     "swish": "silu",
@@ -95,14 +63,14 @@ def read_text_config(folder: Path) -> tuple[Mapping[str, object], Family]:
     whole = read_json_object(folder / CONFIG_NAME)
     model_type = read_field(whole, "model_type", str, _WHERE)
     family = find_family_by_hf_type(model_type)
-    if model_type != "gemma3":
+    text_type = family.find_hf_type(model_type).text_type
+    if text_type is None:
         return whole, family
-    # A model for text and images: the text model alone is used.
     text = dict(read_mapping(whole, "text_config", _WHERE))
     for name in ("tie_word_embeddings", "quantization_config"):
         if name in whole:
             text.setdefault(name, whole[name])
-    return {**text, "model_type": "gemma3_text"}, family
+    return {**text, "model_type": text_type}, family
 
 
 def config_from_hf(
@@ -117,10 +85,8 @@ def config_from_hf(
     A value that is missing or out of range is a FormatError; a feature that would change the arithmetic and that no
     graph here has is an UnsupportedError.
     """
-    model_type = read_field(content, "model_type", str, _WHERE)
-    # A null stands above a default: it says that the model has no such thing.
-    given = {key: value for key, value in {**_DEFAULTS.get(model_type, {}), **content}.items() if value is not None}
-    return _Reader(given, model_type, family).read(shapes, name, pooling)
+    hf_type = family.find_hf_type(read_field(content, "model_type", str, _WHERE))
+    return _Reader(content, hf_type, family).read(shapes, name, pooling)
 
 
 def read_pooling(folder: Path) -> Pooling | None:
@@ -165,12 +131,15 @@ def _pooling_of(folder: Path, name: str) -> Pooling:
 
 
 class _Reader:
-    """Reads the fields of one model type; none of them is null."""
+    """Reads the fields of one type under their usual names."""
 
-    def __init__(self, content: Mapping[str, object], model_type: str, family: Family) -> None:
-        names = _GPT2_NAMES if model_type == "gpt2" else {}
-        self.content = {**content, **{ours: content[theirs] for ours, theirs in names.items() if theirs in content}}
-        self.model_type = model_type
+    def __init__(self, content: Mapping[str, object], hf_type: HfType, family: Family) -> None:
+        whole = {**hf_type.defaults, **content}
+        # A null stands above a default: it says that the model has no such thing.
+        given = {key: value for key, value in whole.items() if value is not None and key not in hf_type.ignored}
+        names = hf_type.field_names.items()
+        self.content = {**given, **{usual: given[theirs] for usual, theirs in names if theirs in given}}
+        self.hf_type = hf_type
         self.family = family
 
     def read(self, shapes: Mapping[str, tuple[int, ...]], name: str, pooling: Pooling | None) -> ModelConfig:
@@ -182,12 +151,12 @@ class _Reader:
         context_length = self.integer("max_position_embeddings", "context_length")
         num_experts, num_chosen = self.experts()
         has_rope = self.family.form.positions == "rotary"
-        rope = read_rope(self.content, self.model_type, head_dim, context_length) if has_rope else None
+        rope = read_rope(self.content, self.hf_type, head_dim, context_length) if has_rope else None
         window, window_layers = self.windows(num_layers)
         if window and window >= context_length and (rope is None or rope.local_theta is None):
             window, window_layers = None, ()  # a window as wide as the text is none
         config = ModelConfig(
-            family="qwen3moe" if self.model_type == "qwen3_moe" else self.family.names[0],
+            family=self.hf_type.architecture or self.family.names[0],
             name=name[:MAX_NAME_CHARS],
             num_layers=num_layers,
             width=width,
@@ -241,13 +210,13 @@ class _Reader:
 
     def ff_width(self, width: int) -> int:
         """Width of the feed-forward part, or of one expert."""
-        if self.model_type == "qwen3_moe":
-            return self.integer("moe_intermediate_size", "ff_width")
-        return self.integer("intermediate_size", "ff_width", 4 * width if self.model_type == "gpt2" else None)
+        ratio = self.hf_type.ff_ratio
+        default = None if ratio is None else ratio * width
+        return self.integer(self.hf_type.expert_width or "intermediate_size", "ff_width", default)
 
     def experts(self) -> tuple[int, int]:
         """Number of experts, and of those that a row is given to."""
-        if self.model_type not in ("mixtral", "qwen3_moe"):
+        if self.hf_type.expert_width is None:
             return 0, 0
         names = ("num_local_experts", "num_experts")
         name = next((each for each in names if each in self.content), names[0])
@@ -276,7 +245,7 @@ class _Reader:
 
     def attention_scale(self) -> float | None:
         """What scores are multiplied by, None for the usual."""
-        if "query_pre_attn_scalar" not in self.content or not self.model_type.startswith("gemma"):
+        if "query_pre_attn_scalar" not in self.content or not self.hf_type.has_score_scalar:
             return None
         scalar = read_field(self.content, "query_pre_attn_scalar", float, _WHERE)
         if not (math.isfinite(scalar) and scalar > 0):
@@ -302,7 +271,7 @@ class _Reader:
 
         Without a word on the layers, those of the family have it.
         """
-        is_off = self.model_type in _SWITCHED_WINDOWS and not self.truth("use_sliding_window", False)
+        is_off = self.hf_type.has_switched_windows and not self.truth("use_sliding_window", False)
         if is_off or "sliding_window" not in self.content:
             return None, ()
         window = self.integer("sliding_window", "window")
@@ -313,36 +282,32 @@ class _Reader:
         """The layers with a window, in a model that has one."""
         everywhere = range(num_layers)
         kinds = self.content.get("layer_types")
-        if kinds is not None and self.model_type != "qwen3_moe":
+        if kinds is not None:
             if not isinstance(kinds, list) or len(kinds) != num_layers:
                 raise FormatError(f"{_WHERE}: layer_types must be a list of {num_layers} texts")
             unknown = [each for each in kinds if each not in ("full_attention", "sliding_attention")]
             if unknown:
                 raise UnsupportedError(f"{_WHERE}: layers of the kind {shorten(unknown[0])} are not supported")
             return tuple(layer for layer in everywhere if kinds[layer] == "sliding_attention")
-        if self.model_type in ("qwen2", "qwen3"):
-            return tuple(range(min(self.layer_count("max_window_layers", 28), num_layers), num_layers))
-        if self.model_type == "smollm3":
-            return self.rope_free_layers(num_layers)
-        if self.model_type == "gemma2":
-            return tuple(everywhere[::2])
-        if self.model_type == "gemma3_text":
+        if self.hf_type.window_start is not None:
+            return tuple(everywhere[self.layer_count("max_window_layers", self.hf_type.window_start) :])
+        if self.hf_type.window_period is not None:
             name = "sliding_window_pattern" if "sliding_window_pattern" in self.content else "_sliding_window_pattern"
-            period = max(self.layer_count(name, 6), 1)
+            period = max(self.layer_count(name, self.hf_type.window_period), 1)
             return tuple(layer for layer in everywhere if (layer + 1) % period)
-        return tuple(everywhere)
+        return tuple(everywhere) if self.hf_type.rope_free_period is None else self.rope_free_layers(num_layers)
 
     def layer_count(self, name: str, default: int) -> int:
         """A number of layers."""
         return read_int(self.content, name, _WHERE, 0, MAX_LAYERS) if name in self.content else default
 
     def rope_free_layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layers without rotary positions, which one family has."""
-        if self.model_type != "smollm3":
+        """The layers without rotary positions."""
+        if self.hf_type.rope_free_period is None:
             return ()
         given = self.content.get("no_rope_layers")
         if given is None:
-            period = max(self.layer_count("no_rope_layer_interval", 4), 1)
+            period = max(self.layer_count("no_rope_layer_interval", self.hf_type.rope_free_period), 1)
             return tuple(range(period - 1, num_layers, period))
         if not isinstance(given, list) or not num_layers <= len(given) <= MAX_LAYERS:
             raise FormatError(f"{_WHERE}: no_rope_layers must be a list of at least {num_layers} numbers")
@@ -357,7 +322,7 @@ class _Reader:
             if given is not None and given not in unused:
                 raise UnsupportedError(
                     f"this model uses {feature} ({name} = {shorten(given)}), which is not supported; "
-                    f"supported: {self.model_type} models without it"
+                    f"supported: {self.hf_type.name} models without it"
                 )
 
 

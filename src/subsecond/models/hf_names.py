@@ -30,14 +30,8 @@ STANDARD: Mapping[str, str] = MappingProxyType(
 """Names of Llama and of the many that took them over."""
 
 # A checkpoint has these before its names or not, depending on the class that wrote it; some have one twice.
-_PREFIX = re.compile(r"(?:(?:language_model|model|transformer|bert)\.)+")
-# Tensors that the arithmetic does not need, by the name without prefix:
-_UNUSED = re.compile(
-    r"(?:.*\.)?rotary_emb\.inv_freq"  # follows from the configuration
-    r"|embeddings\.position_ids"  # 0, 1, 2, ...
-    r"|h\.\d+\.attn\.(?:bias|masked_bias)"  # the causal mask of GPT-2; its layers have no weight of this name
-    r"|pooler\..*|cls\..*"  # heads of BERT for its training tasks
-)
+_PREFIXES = ("language_model", "model")
+_UNUSED = r"(?:.*\.)?rotary_emb\.inv_freq"  # follows from the configuration
 _IMAGES = re.compile(r"(?:vision_tower|vision_model|multi_modal_projector)\..*")
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,3})(?=\.)")
 
@@ -56,11 +50,14 @@ class NameTable:
 
     def __init__(self, family: Family) -> None:
         tables = (STANDARD, family.hf_tensors)  # where both have a name, that of the family counts
-        self._modules = {_PREFIX.sub("", theirs, count=1): ours for table in tables for ours, theirs in table.items()}
+        prefixes = "|".join((*_PREFIXES, *family.hf_prefixes))
+        self._prefix = re.compile(rf"(?:(?:{prefixes})\.)+")
+        self._unused = re.compile("|".join((_UNUSED, *family.hf_unused)))
+        self._modules = {self._without_prefix(theirs): ours for table in tables for ours, theirs in table.items()}
 
     def find(self, name: str) -> Place | None:
         """The place of a tensor, None when the family has no such weight."""
-        module, _, part = _without_prefix(name).rpartition(".")
+        module, _, part = self._without_prefix(name).rpartition(".")
         numbers = [int(each) for each in _NUMBER.findall(f"{module}.")]
         slots = iter(("{layer}", "{expert}"))
         found = self._modules.get(_NUMBER.sub(lambda match: next(slots, match[0]), f"{module}.")[:-1])
@@ -69,17 +66,14 @@ class NameTable:
         layer, expert = [*numbers, None, None][:2]
         return Place(found if layer is None else found.replace("{layer}", str(layer)), part, expert)
 
+    def is_unused(self, name: str) -> bool:
+        """Whether the arithmetic does not need the tensor."""
+        return self._unused.fullmatch(self._without_prefix(name)) is not None
 
-def is_unused(name: str) -> bool:
-    """Whether the arithmetic of no family needs the tensor."""
-    return _UNUSED.fullmatch(_without_prefix(name)) is not None
+    def is_of_images(self, name: str) -> bool:
+        """Whether the tensor belongs to the part of a model that reads images."""
+        return _IMAGES.fullmatch(self._without_prefix(name)) is not None
 
-
-def is_of_images(name: str) -> bool:
-    """Whether the tensor belongs to the part of a model that reads images."""
-    return _IMAGES.fullmatch(_without_prefix(name)) is not None
-
-
-def _without_prefix(name: str) -> str:
-    match = _PREFIX.match(name)
-    return name[match.end() :] if match else name
+    def _without_prefix(self, name: str) -> str:
+        match = self._prefix.match(name)
+        return name[match.end() :] if match else name

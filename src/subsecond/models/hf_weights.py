@@ -17,7 +17,7 @@ from subsecond.formats.fields import shorten
 from subsecond.formats.gguf_types import TensorType, dequantize
 from subsecond.formats.safetensors import Safetensors
 from subsecond.models.families.family import Family
-from subsecond.models.hf_names import NameTable, Place, is_of_images, is_unused
+from subsecond.models.hf_names import NameTable, Place
 from subsecond.models.hf_quantized import Scheme
 
 _HEAD = "output"
@@ -127,9 +127,9 @@ def _sort_out(source: Safetensors, family: Family) -> Modules:
             if place.part in parts:
                 raise FormatError(f"{shorten(name)} and {shorten(parts[place.part])} are the same weight")
             parts[place.part] = name
-        elif is_of_images(name):
+        elif table.is_of_images(name):
             num_of_images += 1
-        elif not is_unused(name):
+        elif not table.is_unused(name):
             num_unknown += 1
             if num_unknown <= MAX_SHOWN:
                 unknown.append(shorten(name))

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from subsecond.core.errors import FormatError, UnsupportedError
 from subsecond.formats.fields import read_field, read_int, read_mapping, shorten
 from subsecond.models.config import INT_LIMITS, RopeScaling
+from subsecond.models.families.hf_type import HfType
 from subsecond.models.rope import magnitude_of
 
 _WHERE = "config.json, rotary positions"
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 _KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+_OLD_KINDS = {"su": "longrope"}  # in files of any type
 _KNOWN = frozenset(
     {
         "rope_type",
@@ -47,7 +49,7 @@ class HfRope:
     local_theta: float | None
 
 
-def read_rope(config: Mapping[str, object], model_type: str, head_dim: int, context_length: int) -> HfRope:
+def read_rope(config: Mapping[str, object], hf_type: HfType, head_dim: int, context_length: int) -> HfRope:
     """The rotary positions of a model without nulls in its `config`.
 
     A value out of range is a FormatError; a kind or a parameter that the graph has no place for, an UnsupportedError.
@@ -58,11 +60,11 @@ def read_rope(config: Mapping[str, object], model_type: str, head_dim: int, cont
     if _FULL in given or _LOCAL in given:
         full, local = (_without_nulls(read_mapping(given, kind, _WHERE)) for kind in (_FULL, _LOCAL))
     full = _without_nulls(full)
-    local_theta = None
-    if model_type.startswith("gemma3"):
-        local_theta = _local_theta(config, local or {})
+    local_theta = hf_type.local_rope_theta
+    if local_theta is not None:
+        local_theta = _local_theta(config, local or {}, local_theta)
     elif local is not None and local != full:
-        raise UnsupportedError(f"rotary positions that differ by kind of layer are not supported for {model_type}")
+        raise UnsupportedError(f"rotary positions that differ by kind of layer are not supported for {hf_type.name}")
     for name in full:
         if name not in _KNOWN:
             raise UnsupportedError(f"rotary positions with {shorten(name)} ({section}) are not supported")
@@ -70,22 +72,22 @@ def read_rope(config: Mapping[str, object], model_type: str, head_dim: int, cont
     share = _number(full, "partial_rotary_factor", _number(config, "partial_rotary_factor", 1.0))
     if not 0 < share <= 1:
         raise FormatError(f"{_WHERE}: partial_rotary_factor is {share}; it must be above 0 and at most 1")
-    return HfRope(theta, int(head_dim * share), _scaling(full, config, model_type, context_length), local_theta)
+    return HfRope(theta, int(head_dim * share), _scaling(full, config, hf_type, context_length), local_theta)
 
 
-def _local_theta(config: Mapping[str, object], local: Mapping[str, object]) -> float:
+def _local_theta(config: Mapping[str, object], local: Mapping[str, object], default: float) -> float:
     kind = local.get("rope_type", "default")
     if kind != "default":
         raise UnsupportedError(f"scaled positions ({shorten(kind)}) in layers with a window are not supported")
-    return _number(local, "rope_theta", _number(config, "rope_local_base_freq", 10000.0))
+    return _number(local, "rope_theta", _number(config, "rope_local_base_freq", default))
 
 
 def _scaling(
-    section: Mapping[str, object], config: Mapping[str, object], model_type: str, context_length: int
+    section: Mapping[str, object], config: Mapping[str, object], hf_type: HfType, context_length: int
 ) -> RopeScaling | None:
     kind = section.get("rope_type", section.get("type", "default"))
-    if kind == "su" or (kind == "yarn" and model_type == "phi3"):
-        kind = "longrope"  # names that early files of Phi-3 had for it
+    if isinstance(kind, str):
+        kind = {**_OLD_KINDS, **hf_type.rope_kinds}.get(kind, kind)
     if kind not in _KINDS:
         raise UnsupportedError(
             f"rotary positions are scaled by the rule {shorten(kind)}, which is not supported; "

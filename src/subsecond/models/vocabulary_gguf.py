@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from subsecond.core.errors import FormatError, UnsupportedError
 from subsecond.formats.fields import shorten
 from subsecond.formats.gguf_metadata import StringArray
+from subsecond.models.families.registry import FAMILIES
 from subsecond.models.vocabulary import (
     END_TEXTS,
     MAX_MERGES,
@@ -59,7 +60,7 @@ def _byte_level(metadata: Mapping[str, object], tokens: list[str]) -> Vocabulary
 
 
 def _sentencepiece(metadata: Mapping[str, object], tokens: list[str]) -> Vocabulary:
-    """Llama 2, Mistral, Phi-3, Gemma. Scores order the merges, except in Gemma files, where the order of ids does.
+    """SentencePiece. Scores order the merges, except in files of families where the order of ids does.
 
     The space in front is put before every piece of text, also after a control token and before a space, as
     SentencePiece itself and the tokenizer.json files of these models do.
@@ -71,7 +72,7 @@ def _sentencepiece(metadata: Mapping[str, object], tokens: list[str]) -> Vocabul
     # runs of spaces are stored as such, while texts spell them as "▁"
     tokens = ["▁" * len(text) if text and not text.strip(" ") else text for text in tokens]
     special = _special_tokens(metadata, tokens, ModelKind.SENTENCEPIECE, adds_bos=True)
-    if isinstance(architecture, str) and architecture.startswith("gemma"):
+    if any(family.has_gguf_merges_by_id for family in FAMILIES if architecture in family.names):
         scores: Sequence[float] = range(0, -len(tokens), -1)
     else:
         scores = _scores(metadata, len(tokens))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from subsecond.models.config import ModelConfig
 from subsecond.models.families.family import Family, Form
+from subsecond.models.families.hf_type import HfType
 
 
 def _complete(config: ModelConfig) -> ModelConfig:
@@ -15,7 +16,7 @@ def _complete(config: ModelConfig) -> ModelConfig:
 # Devlin et al. 2018, arXiv 1810.04805; pooling by Reimers and Gurevych 2019, arXiv 1908.10084.
 FAMILY = Family(
     names=("bert",),
-    hf_types=("bert",),
+    hf_types=(HfType("bert", defaults={"layer_norm_eps": 1e-12}),),
     form=Form(
         norm="layer",
         norms="sum",
@@ -40,4 +41,6 @@ FAMILY = Family(
         "blk.{layer}.ffn_down": "encoder.layer.{layer}.output.dense",
         "blk.{layer}.layer_output_norm": "encoder.layer.{layer}.output.LayerNorm",
     },
+    hf_prefixes=("bert",),
+    hf_unused=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),  # 0, 1, 2, ...; heads for training
 )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from subsecond.graph.ops import Activation
 from subsecond.models.config import ModelConfig, Pairing
+from subsecond.models.families.hf_type import HfType
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +46,33 @@ def window_in_all_layers(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def _unchanged(config: ModelConfig) -> ModelConfig:
-    return config
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
     """A model family. `names` are architecture names of GGUF files, the first is the one in configurations.
 
-    hf_types       `model_type` in a config.json
+    hf_types       every `model_type` in a config.json
     gguf_pairing   order of the channels of a head in GGUF files
+    has_gguf_merges_by_id    the ids of SentencePiece tokens order their merges in GGUF files; the scores do not
     complete       fills in what files leave to the code that reads them
     hf_tensors     tensor names of Hugging Face checkpoints by ours, where they differ from `hf_names.STANDARD`
+    hf_prefixes    what these names may have in front, beside what those of every family may
+    hf_unused      patterns of tensors of Hugging Face checkpoints that the arithmetic does not need, without prefix
     has_unit_norms norms of Hugging Face checkpoints are stored less one
     has_transposed_linears   linears of Hugging Face checkpoints are stored [in, out]
     """
 
     names: tuple[str, ...]
-    hf_types: tuple[str, ...]
+    hf_types: tuple[HfType, ...]
     form: Form = Form()
     gguf_pairing: Pairing = "half"
-    complete: Callable[[ModelConfig], ModelConfig] = _unchanged
+    has_gguf_merges_by_id: bool = False
+    complete: Callable[[ModelConfig], ModelConfig] = lambda config: config
     hf_tensors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    hf_prefixes: tuple[str, ...] = ()
+    hf_unused: tuple[str, ...] = ()
     has_unit_norms: bool = False
     has_transposed_linears: bool = False
+
+    def find_hf_type(self, name: str) -> HfType:
+        """The type of that name, which must be one of the family."""
+        return next(each for each in self.hf_types if each.name == name)

@@ -6,12 +6,20 @@ from dataclasses import replace
 
 from subsecond.models.config import ModelConfig
 from subsecond.models.families.family import Family, Form
-from subsecond.models.families.gemma2 import POST_NORM_TENSORS
+from subsecond.models.families.gemma2 import HF_DEFAULTS, POST_NORM_TENSORS
+from subsecond.models.families.hf_type import HfType
 
 # Gemma 3 report, arXiv 2503.19786. The scores of the largest model are scaled by width / heads.
 _LAYERS_OF_27B = 62
 _PERIOD = 6
 _LOCAL_THETA = 10000.0
+_TEXT_DEFAULTS = {
+    **HF_DEFAULTS,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+}
 
 
 def _complete(config: ModelConfig) -> ModelConfig:
@@ -30,8 +38,18 @@ def _complete(config: ModelConfig) -> ModelConfig:
 
 FAMILY = Family(
     names=("gemma3",),
-    hf_types=("gemma3_text", "gemma3"),
+    hf_types=(
+        HfType(
+            "gemma3_text",
+            defaults=_TEXT_DEFAULTS,
+            has_score_scalar=True,
+            window_period=_PERIOD,
+            local_rope_theta=_LOCAL_THETA,
+        ),
+        HfType("gemma3", text_type="gemma3_text"),
+    ),
     form=Form(norms="around", has_head_norms="head", activation="gelu_tanh"),
+    has_gguf_merges_by_id=True,
     complete=_complete,
     hf_tensors=POST_NORM_TENSORS,
     has_unit_norms=True,

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from subsecond.models.families.family import Family, Form
+from subsecond.models.families.hf_type import HfType
 
 # Radford et al. 2019, Language Models are Unsupervised Multitask Learners.
 FAMILY = Family(
     names=("gpt2",),
-    hf_types=("gpt2",),
+    hf_types=(
+        HfType(
+            "gpt2",
+            defaults={"layer_norm_epsilon": 1e-5},
+            field_names={
+                "hidden_size": "n_embd",
+                "num_hidden_layers": "n_layer",
+                "num_attention_heads": "n_head",
+                "max_position_embeddings": "n_positions",
+                "intermediate_size": "n_inner",
+                "hidden_act": "activation_function",
+            },
+            ff_ratio=4,
+        ),
+    ),
     form=Form(
         norm="layer",
         has_fused_qkv=True,
@@ -27,5 +42,7 @@ FAMILY = Family(
         "blk.{layer}.ffn_up": "transformer.h.{layer}.mlp.c_fc",
         "blk.{layer}.ffn_down": "transformer.h.{layer}.mlp.c_proj",
     },
+    hf_prefixes=("transformer",),
+    hf_unused=(r"h\.\d+\.attn\.(?:bias|masked_bias)",),  # the causal mask; no layer has a weight of this name
     has_transposed_linears=True,
 )

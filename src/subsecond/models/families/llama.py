@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from subsecond.models.families.family import Family, Form, window_in_all_layers
+from subsecond.models.families.hf_type import HfType
 
 # Touvron et al. 2023, arXiv 2302.13971; Jiang et al. 2023, arXiv 2310.06825; Jiang et al. 2024, arXiv 2401.04088.
 # GGUF files order the channels of a head in pairs.
 FAMILY = Family(
     names=("llama",),
-    hf_types=("llama", "mistral", "mixtral"),
+    hf_types=(
+        HfType("llama"),
+        HfType("mistral", defaults={"sliding_window": 4096}),
+        HfType("mixtral", defaults={"rope_theta": 1e6}, expert_width="intermediate_size"),
+    ),
     form=Form(biases=None),
     gguf_pairing="interleaved",
     complete=window_in_all_layers,

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from subsecond.models.families.family import Family, Form, window_in_all_layers
+from subsecond.models.families.hf_type import HfType
 
 # Phi-3 report, arXiv 2404.14219.
 FAMILY = Family(
     names=("phi3",),
-    hf_types=("phi3",),
+    hf_types=(
+        HfType(
+            "phi3",
+            defaults={"original_max_position_embeddings": 4096},
+            rope_kinds={"yarn": "longrope"},  # in early files
+        ),
+    ),
     form=Form(has_fused_qkv=True, feed_forward="fused"),
     complete=window_in_all_layers,
     hf_tensors={

@@ -17,7 +17,7 @@ from subsecond.models.families.transformer import build_transformer
 _MODULES = (llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, olmo2, gpt2, bert)
 FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in _MODULES)
 _BY_NAME: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.names}
-_BY_HF_TYPE: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.hf_types}
+_BY_HF_TYPE: Mapping[str, Family] = {each.name: family for family in FAMILIES for each in family.hf_types}
 
 
 def find_family(name: str) -> Family:

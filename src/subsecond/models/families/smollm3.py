@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from subsecond.models.config import ModelConfig
 from subsecond.models.families.family import Family, Form
+from subsecond.models.families.hf_type import HfType
 
 _PERIOD = 4  # Yang et al. 2025, arXiv 2501.18795
 
@@ -18,7 +19,7 @@ def _complete(config: ModelConfig) -> ModelConfig:
 
 FAMILY = Family(
     names=("smollm3",),
-    hf_types=("smollm3",),
+    hf_types=(HfType("smollm3", defaults={"rope_theta": 2e6}, has_switched_windows=True, rope_free_period=_PERIOD),),
     form=Form(biases=None),
     gguf_pairing="interleaved",
     complete=_complete,
