@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from subsecond.backends.protocol import Backend
+from subsecond.core.arguments import check_load_arguments
 from subsecond.core.errors import InputError, SubsecondError
 from subsecond.core.settings import settings_of
 from subsecond.engine.local import LocalEngine
@@ -43,7 +44,7 @@ def load(
 ) -> Model:
     """Load a model, ready to answer.
 
-    model           path of a model file, or the name of a model pulled before
+    model           path of a model file or folder, or the name of a model on disk
     backend         "native" runs on the processor; "torch" is the slow reference and needs torch
     isa             instruction set to hold the native kernels to; None takes the best this processor has
     num_threads     None takes one for each physical core
@@ -54,14 +55,17 @@ def load(
         FormatError, UnsupportedError: the file is damaged, or needs what this version does not have.
     """
     start_s = time.perf_counter()
-    _check_types(model, num_threads, context_tokens)
+    check_load_arguments(model, num_threads=num_threads, context_tokens=context_tokens)
     if context_tokens is not None and context_tokens < 2:
         raise InputError(f"context_tokens={context_tokens} holds no prompt and answer; give at least 2, or None")
     if backend not in ("native", "torch"):
         raise InputError(f"backend={backend!r} is not allowed; give 'native' or 'torch'")
     checkpoint = open_checkpoint(resolve(os.fspath(model)))
     if checkpoint.config.pooling is not None:
-        raise InputError(f"{checkpoint.config.name} is an embedding model; use subsecond.load_embedder")
+        raise InputError(
+            f"{checkpoint.config.name} is an embedding model: it gives vectors, no answers, and no command uses it. "
+            f"In Python: subsecond.load_embedder({os.fspath(model)!r}).embed(['a text', 'another'])"
+        )
     # reading weights leaves the interpreter free, so what prompts need is made ready meanwhile
     with ThreadPoolExecutor(1, "subsecond-load") as pool:
         text_side = pool.submit(_load_text_side, checkpoint)
@@ -248,14 +252,6 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_types(model: object, num_threads: object, context_tokens: object) -> None:
-    if not isinstance(model, str | Path):
-        raise InputError(f"model is {type(model).__name__}; give a path or the name of a model")
-    for name, value in (("num_threads", num_threads), ("context_tokens", context_tokens)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise InputError(f"{name} is {type(value).__name__}; give a whole number, or None")
 
 
 def _load_text_side(checkpoint: Checkpoint) -> None:

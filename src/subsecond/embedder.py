@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from subsecond.core.arguments import check_load_arguments, check_texts
 from subsecond.core.errors import InputError, UnsupportedError
 from subsecond.engine.embedding import embed_sequences
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
@@ -32,6 +33,7 @@ def load_embedder(model: str | Path, *, isa: str | None = None, num_threads: int
         InputError: no such model, or a value that is not allowed.
         FormatError, UnsupportedError: the file is damaged, or the model gives no vectors.
     """
+    check_load_arguments(model, num_threads=num_threads)
     checkpoint = open_checkpoint(resolve(os.fspath(model)))
     if checkpoint.config.pooling is None:
         raise UnsupportedError(
@@ -52,6 +54,7 @@ class Embedder:
         self.checkpoint = checkpoint
         self.backend = backend
         self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def width(self) -> int:
@@ -62,20 +65,24 @@ class Embedder:
         """Unit vectors float32 [texts, width]; their scalar products are cosine similarities.
 
         Raises:
-            InputError: no list of texts, or one that is longer than the model's context (nothing is cut off).
+            InputError: no list of texts, one that is longer than the model's context (nothing is cut off), or the model
+                is closed.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InputError("texts must be a list of texts; for one text give a list of one")
+        check_texts(texts)
         pooling = self.checkpoint.config.pooling
         assert pooling is not None
         sequences = [self._encode(index, text) for index, text in enumerate(texts)]
         with self._lock:
+            if self._is_closed:
+                raise InputError("this embedder is closed; load the model anew")
             return embed_sequences(self.backend, sequences, pooling)
 
     def close(self) -> None:
-        """Free the memory; the model cannot be used afterwards."""
+        """Free the memory; the model cannot be used afterwards. May be called again."""
         with self._lock:
-            self.backend.close()
+            if not self._is_closed:
+                self._is_closed = True
+                self.backend.close()
 
     def _encode(self, index: int, text: str) -> list[int]:
         token_ids = self.checkpoint.tokenizer.encode_text(text)

@@ -56,6 +56,7 @@ class FakeModel:
     load_ms = 80.0
 
     def __init__(self) -> None:
+        self.checkpoint = SimpleNamespace(has_chat_template=True)
         self.prompts: list[Any] = []
         self.settings: dict[str, Any] = {}
         self.loaded: tuple[Any, dict[str, Any]] = (None, {})
@@ -75,6 +76,9 @@ class FakeModel:
 
     def generate(self, prompt: Any, **settings: Any) -> Completion:
         return self.stream(prompt, **settings).collect()
+
+    def close(self) -> None:
+        """Nothing to free."""
 
     def __enter__(self) -> FakeModel:
         return self

@@ -66,7 +66,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str, capsys: py
         (["chat", "nothing"], "there is no model 'nothing'"),
         (["show", "no/such.gguf"], "there is no file or folder 'no/such.gguf'"),
         (["pull", "smolm2-135m"], "did you mean smollm2-135m"),
-        (["pull", "../../etc"], "is no model name"),
+        (["pull", "../../etc"], "there is no file or folder '../../etc'"),
         (["rm", "smollm2-135m"], "there is no model smollm2-135m on disk"),
     ],
 )
@@ -332,9 +332,10 @@ def test_models_of_other_programs_are_listed_and_not_deleted(
     for name in ("hf:owner/tiny", "tiny"):
         assert cli.main(["rm", name]) == 1
         assert "to delete it: hf cache rm model/owner/tiny" in capsys.readouterr().err
-    assert cli.main(["pull", "hf:owner/tiny"]) == 1
-    assert "which is read where it lies" in capsys.readouterr().err
-    assert path.exists()
+    for name in ("hf:owner/tiny", "tiny", str(path)):
+        assert cli.main(["pull", name]) == 1
+        assert "run it as it is; copy it into a folder of its own and pull that path" in capsys.readouterr().err
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.usefixtures("packed")
@@ -364,6 +365,17 @@ def test_doctor_reports_machine_store_and_what_is_missing(capsys: pytest.Capture
     text = capsys.readouterr().out
     assert report["machine"]["processor_name"] in text
     assert "huge pages" in text
+
+
+def test_doctor_counts_models_of_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / "1" / "tiny.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"GGUF\x03\0\0\0")
+    cli.main(["doctor", "--json"])
+    assert not any("no model on disk" in line for line in json.loads(capsys.readouterr().out)["advice"])
 
 
 def test_doctor_says_of_each_instruction_set_whether_it_runs_and_why(

@@ -39,6 +39,15 @@ def test_flags_of_the_template_reach_the_model(
     assert {name: model.settings[name] for name in names if name in model.settings} == options
 
 
+@pytest.mark.parametrize("flags", [["--no-thinking"], ["--template-kwargs", "{}"]])
+def test_flags_of_a_template_that_is_not_there(
+    model: FakeModel, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.checkpoint.has_chat_template = False
+    assert cli.main(["run", "m", "hi", *flags]) == 1
+    assert "no chat template; leave --thinking and --template-kwargs out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_reasoning_goes_to_standard_error(
     model: FakeModel, feed: Callable[[str | bytes], None], command: str, capsys: pytest.CaptureFixture[str]

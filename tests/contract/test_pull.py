@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from subsecond.cli import main as cli
+from subsecond.cli import pull
 from subsecond.formats.artifact import Artifact, is_artifact
 from subsecond.models import store
 from subsecond.models.checkpoint import open_checkpoint
@@ -69,6 +70,43 @@ def test_a_file_that_is_not_there_is_no_name(tmp_path: Path, capsys: pytest.Capt
     assert cli.main(["pull", "missing.gguf"]) == 1
     assert "there is no file missing.gguf" in capsys.readouterr().err
     assert not is_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("models", "models is a folder without config.json; in it: a.gguf, b.txt; a path to pull is a .gguf file or"),
+        ("models/b.txt", "b.txt is no .gguf file"),
+        ("model.safetensors", "model.safetensors is only a part of a model; give the folder that holds it"),
+    ],
+)
+def test_a_path_that_is_no_model(tmp_path: Path, given: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "models").mkdir()
+    for name in ("models/a.gguf", "models/b.txt", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert cli.main(["pull", given]) == 1
+    assert message in capsys.readouterr().err
+    if given.endswith(".safetensors"):
+        assert cli.main(["run", given, "hi"]) == 1
+        assert "only a part of a model; give the folder that holds it" in capsys.readouterr().err
+
+
+def test_an_artifact_of_an_older_version_is_renewed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pull", str(model)]) == 0
+    place = model.parent / "subsecond" / "manifest.json"
+    content = place.read_text()
+    place.write_text(content.replace('"version": 2', '"version": 1'))
+    assert open_checkpoint(model).artifact is None
+    assert cli.main(["pull", str(model)]) == 0
+    assert place.read_text() == content
+    assert open_checkpoint(model).artifact is not None
+
+
+def test_the_size_of_a_folder_is_that_of_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("model.safetensors", "consolidated.safetensors"):
+        (tmp_path / name).write_bytes(bytes(7))
+    assert pull._num_bytes(tmp_path) == 7
 
 
 def test_a_model_that_is_fetched_anew_is_new(

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from subsecond import api
+from subsecond import api, embedder
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.engine.text import Completion
 from subsecond.models.chat_template import ChatTemplate
@@ -349,9 +349,36 @@ def test_load_refuses_wrong_types(arguments: dict[str, Any], message: str) -> No
         api.load(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"model": 3}, "model is int"), ({"model": "m", "num_threads": "x"}, "num_threads is str")],
+)
+def test_load_embedder_refuses_wrong_types(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        embedder.load_embedder(**arguments)
+
+
+@pytest.mark.parametrize("texts", [None, 3, "a", b"a", ["a", 3], iter(["a"]), {"a"}])
+def test_only_lists_of_texts_are_embedded(texts: Any) -> None:
+    loaded = embedder.Embedder(make_model().checkpoint, FakeBackend(vocab_size=130))
+    with pytest.raises(InputError, match="give a list of texts"):
+        loaded.embed(texts)
+
+
+def test_a_closed_embedder_says_so() -> None:
+    config = SimpleNamespace(pooling="mean", context_length=9)
+    checkpoint = SimpleNamespace(config=config, tokenizer=SimpleNamespace(encode_text=lambda _: [1]))
+    backend = FakeBackend(vocab_size=130)
+    with embedder.Embedder(cast(Checkpoint, checkpoint), backend) as loaded:
+        loaded.close()
+    assert backend.num_closed == 1
+    with pytest.raises(InputError, match="is closed"):
+        loaded.embed(["a"])
+
+
 def test_an_embedding_model_gives_no_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = SimpleNamespace(pooling="mean", name="bert")
     monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
     monkeypatch.setattr(api, "open_checkpoint", lambda _: SimpleNamespace(config=config))
-    with pytest.raises(InputError, match=r"bert is an embedding model; use subsecond\.load_embedder"):
+    with pytest.raises(InputError, match=r"no command uses it\. In Python: subsecond\.load_embedder\('m'\)\.embed"):
         api.load("m")

@@ -8,7 +8,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from subsecond.cli.output import MODEL_HELP
 from subsecond.core import settings
+from subsecond.core.errors import InputError
 from subsecond.engine.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ DIM, UNDIM = "\x1b[2m", "\x1b[22m"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the flags that `subsecond.load` takes and one flag for every field of SamplingParams."""
-    parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name of a model that was pulled")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--system", metavar="TEXT", help="system message that stands before the conversation")
     parser.add_argument(
         "--thinking",
@@ -69,16 +71,21 @@ def answer_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """Load the model with the engine's flags."""
+    """Load the model with the engine's flags; InputError for flags of a chat template that it does not have."""
     from subsecond import api
 
-    return api.load(
+    model = api.load(
         args.model,
         backend=args.backend,
         isa=args.isa,
         num_threads=args.num_threads,
         context_tokens=args.context_tokens,
     )
+    has_variables = args.thinking is not None or args.template_kwargs is not None
+    if has_variables and not model.checkpoint.has_chat_template:
+        model.close()
+        raise InputError("this model has no chat template; leave --thinking and --template-kwargs out")
+    return model
 
 
 def completion_json(completion: Completion) -> dict[str, Any]:

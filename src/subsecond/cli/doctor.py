@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 def _report() -> dict[str, Any]:
     import subsecond
     from subsecond.core import hardware
-    from subsecond.models import store
+    from subsecond.models import foreign_stores, store
 
     machine = hardware.probe()
     stored = store.own_models()
@@ -59,7 +59,7 @@ def _report() -> dict[str, Any]:
             "num_bytes": sum(model.file_bytes + model.artifact_bytes for model in stored),
         },
         "extras": extras,
-        "advice": _advice(machine, extras, bool(stored)),
+        "advice": _advice(machine, extras, bool(stored or foreign_stores.list_foreign(is_quiet=True))),
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from subsecond.cli import chat, doctor, list_models, pull, rm, run, show
-from subsecond.cli.output import error_json, print_json
+from subsecond.cli.output import MODEL_HELP, error_json, print_json
 from subsecond.core.errors import SubsecondError
 
 EXIT_ERROR = 1
@@ -22,8 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="subsecond",
         description="Language models that answer in under a second on the machine you have, with the quality measured.",
-        epilog="MODEL is a path of a GGUF file or the name of a model that was pulled. "
-        "Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.",
+        epilog=f"MODEL is a {MODEL_HELP}. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.",
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

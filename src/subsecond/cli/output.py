@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 Subparsers = argparse._SubParsersAction  # argparse names no public type for it
 
 
+MODEL_HELP = (
+    "path of a GGUF file (of a model in several files any of them) or of a Hugging Face folder, or a name as "
+    "`subsecond list` shows them, those of other programs included"
+)
+
+
 def add_command(subparsers: Subparsers[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
     """Add a command with what every one has: a description, which is also its line in the overview, and --json."""
     parser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from subsecond.cli.output import Subparsers, add_command, print_json, size_text, table
+from subsecond.cli.output import MODEL_HELP, Subparsers, add_command, print_json, size_text, table
 from subsecond.core.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ WeightTypes = dict[str, tuple[str, int]]
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = add_command(subparsers, "show", "show what a model is made of")
-    parser.add_argument("model", metavar="MODEL", help="path of a GGUF file, or the name of a model that was pulled")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--graph", action="store_true", help="print the operators of its graph, after all passes")
     parser.add_argument(
         "--after", metavar="PASS", help="with --graph: stop after this pass; none shows the graph as it was built"
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         "weight_bytes": sum(num_bytes for _, num_bytes in types.values()) if types else None,
         "weight_types": dict(Counter(name for name, _ in types.values()).most_common()),
         "has_artifact": checkpoint.artifact is not None,
-        "has_chat_template": checkpoint.chat_template is not None,
+        "has_chat_template": checkpoint.has_chat_template,
     }
     graph = _graph_text(checkpoint, types, args.after) if args.graph or args.after is not None else None
     if args.json:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
 from subsecond.backends.batch import Float32, ForwardBatch, Int32
 from subsecond.backends.protocol import Backend
 from subsecond.core.errors import InputError
-
-Pooling = Literal["mean", "first", "last"]
+from subsecond.models.config import Pooling
 
 
 def embed_sequences(backend: Backend, sequences: Sequence[Sequence[int]], pooling: Pooling) -> Float32:

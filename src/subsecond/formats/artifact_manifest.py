@@ -11,7 +11,7 @@ from types import MappingProxyType
 from subsecond.core.errors import FormatError
 from subsecond.formats.fields import read_field, read_int, read_mapping, shorten
 
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
 PACKED_NAME = "packed.bin"
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -30,7 +30,8 @@ _KEYS = frozenset({"version", "model", "chat_template", "source", "shapes", "pac
 class SourceFile:
     """The model file that an artifact was made from: name without folder, sha256 in hexadecimal, bytes.
 
-    `modified_ns` is its time of modification, which tells a file that is surely the same without reading it.
+    `modified_ns` is its time of modification, which tells a file that is surely the same without reading it; of a model
+    in several files it is a number made of the times of all.
     """
 
     name: str
@@ -100,7 +101,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     if version != VERSION:
         raise FormatError(
             f"{where}: artifact version {version}; this program reads version {VERSION}. "
-            "`subsecond pull NAME`, or of the GGUF file, makes it anew"
+            "`subsecond pull MODEL`, with the name or the path of the model, makes it anew"
         )
     if set(content) != _KEYS:
         raise FormatError(f"{where}: fields are {shorten(sorted(content), 200)}; they must be {sorted(_KEYS)}")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from subsecond.core.errors import FormatError, InputError, UnsupportedError
+from subsecond.core.errors import FormatError, InputError, SubsecondError, UnsupportedError
 from subsecond.formats.artifact import Artifact, ArtifactWriter, is_artifact
 from subsecond.formats.artifact_manifest import SourceFile
 from subsecond.formats.gguf_parts import named_parts
@@ -18,7 +18,7 @@ from subsecond.graph.graph import Graph
 from subsecond.models.config import ModelConfig
 from subsecond.models.config_gguf import config_from_gguf
 from subsecond.models.families.registry import build_graph, find_family
-from subsecond.models.source_file import describe, size_and_time
+from subsecond.models.source_file import describe, size_and_times
 
 if TYPE_CHECKING:
     # Imported where they are used: a start from an artifact needs neither the GGUF reader nor the template engine.
@@ -61,7 +61,10 @@ class Checkpoint:
         is_two_forms = config.rope_scaling is not None and config.rope_scaling.kind == "longrope"
         if is_two_forms and context_tokens is not None and context_tokens < config.context_length:
             config = replace(config, context_length=context_tokens)
-        return build_graph(config, self.shapes)
+        try:
+            return build_graph(config, self.shapes)
+        except SubsecondError as error:
+            raise type(error)(f"{self.path}: {error}") from error
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -73,6 +76,11 @@ class Checkpoint:
                 f"{self.config.vocab_size} rows"
             )
         return tokenizer
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template; needs no tokenizer."""
+        return self._content.chat_template_source is not None
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -133,6 +141,8 @@ def open_checkpoint(path: str | Path, *, can_use_artifact: bool = True) -> Check
         return _open_folder(path, can_use_artifact)
     if not path.is_file():
         raise InputError(f"there is no file {path}; give the path of a GGUF file or of a folder that holds a model")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} is only a part of a model; give the folder that holds it: {path.parent}")
     paths = named_parts(path)
     content = _artifact_beside(paths, lambda: _GgufContent(path).open_weights()) if can_use_artifact else None
     return Checkpoint(path, content or _GgufContent(path), content.artifact if content else None)
@@ -270,7 +280,7 @@ def _is_source(paths: Sequence[Path], artifact: Artifact) -> bool:
     """Whether the artifact was made from the files; files with another time are read in full, once."""
     if not all(path.is_file() for path in paths):
         return False
-    source, (num_bytes, modified_ns) = artifact.manifest.source, size_and_time(paths)
+    source, (num_bytes, modified_ns) = artifact.manifest.source, size_and_times(paths)
     if num_bytes != source.num_bytes:
         return False
     if modified_ns == source.modified_ns:

@@ -91,17 +91,29 @@ def config_from_hf(
 
 def read_pooling(folder: Path) -> Pooling | None:
     """How a sentence-transformers folder makes one vector of a text; None for a folder that does not say."""
+    path = find_pooling(folder)
+    return None if path is None else _pooling_of(path)
+
+
+def find_pooling(folder: Path) -> Path | None:
+    """Where a sentence-transformers folder says how it pools, by its modules.json; None for a folder without.
+
+    FormatError for a damaged modules.json, UnsupportedError for one with further steps after the model.
+    """
     path = folder / "modules.json"
     if not path.is_file():
         return None
     modules = read_json(path)
     if not isinstance(modules, list) or not all(isinstance(each, dict) for each in modules):
         raise FormatError(f"{path}: it must be a list of modules")
-    pooling: Pooling | None = None
+    pooling: Path | None = None
     for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _pooling_of(folder, str(module.get("path", "")))
+            name = str(module.get("path", ""))
+            if not name or len(name) > 100 or name.startswith(".") or any(mark in name for mark in "/\\:\0"):
+                raise FormatError(f"{path}: {shorten(name)} is no name of a folder beside it")
+            pooling = folder / name / CONFIG_NAME
         elif kind not in ("Transformer", "Normalize"):
             raise UnsupportedError(
                 f"{path}: the module {shorten(kind)} after the model is not supported; "
@@ -110,10 +122,8 @@ def read_pooling(folder: Path) -> Pooling | None:
     return pooling
 
 
-def _pooling_of(folder: Path, name: str) -> Pooling:
-    if not name or len(name) > 100 or name.startswith(".") or any(mark in name for mark in "/\\:\0"):
-        raise FormatError(f"modules.json: {shorten(name)} is no name of a folder beside it")
-    content = read_json_object(folder / name / CONFIG_NAME)
+def _pooling_of(path: Path) -> Pooling:
+    content = read_json_object(path)
     known: Mapping[str, Pooling] = {
         "pooling_mode_mean_tokens": "mean",
         "pooling_mode_cls_token": "first",
@@ -124,7 +134,7 @@ def _pooling_of(folder: Path, name: str) -> Pooling:
         modes = [key for key in known if str(content["pooling_mode"]) in key]
     if len(modes) != 1 or modes[0] not in known:
         raise UnsupportedError(
-            f"{folder / name}: rows are pooled by {shorten(modes or content.get('pooling_mode'))}; "
+            f"{path}: rows are pooled by {shorten(modes or content.get('pooling_mode'))}; "
             f"supported is one of {', '.join(known)}"
         )
     return known[modes[0]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,9 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _OLLAMA_ADAPTER = "application/vnd.ollama.image.adapter"
 _log = logging.getLogger(__name__)
+
+Warn = Callable[..., None]
+"""Is told what of a store cannot be read, as a logger's methods are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,11 @@ class ForeignModel:
 class FolderReader:
     """Looks into the folders of one store, up to MAX_ENTRIES entries in all; hidden and unprintable names are left out.
 
-    Links are followed as long as they stay inside the store's root.
+    Links are followed as long as they stay inside the store's root. `warn` is told what is left out otherwise.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, warn: Warn) -> None:
+        self.warn = warn
         self._root = root.resolve()
         self._num_left = MAX_ENTRIES
 
@@ -105,10 +109,10 @@ class FolderReader:
         except FileNotFoundError:
             return []
         except OSError as error:
-            _log.warning("models in %s are not listed: %s", folder, error.strerror or error)
+            self.warn("models in %s are not listed: %s", folder, error.strerror or error)
             return []
         if self._num_left == -1:
-            _log.warning("%s holds more than %d files and folders; the rest is not listed", self._root, MAX_ENTRIES)
+            self.warn("%s holds more than %d files and folders; the rest is not listed", self._root, MAX_ENTRIES)
         return [folder / name for name in sorted(names)]
 
 
@@ -121,9 +125,9 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def hugging_face_models(cache: Path) -> Iterator[ForeignModel]:
+def hugging_face_models(cache: Path, warn: Warn = _log.warning) -> Iterator[ForeignModel]:
     """The models in a cache of the Hugging Face hub: GGUF files, and folders with a config.json and safetensors."""
-    reader = FolderReader(cache)
+    reader = FolderReader(cache, warn)
     for folder in reader.folders(cache):
         match = _HUB_FOLDER.fullmatch(folder.name)
         if match is None:
@@ -139,9 +143,9 @@ def hugging_face_models(cache: Path) -> Iterator[ForeignModel]:
         yield from _repository_models("hf", "hugging face", repository, files, tensors, how_to_delete)
 
 
-def lm_studio_models(folder: Path) -> Iterator[ForeignModel]:
+def lm_studio_models(folder: Path, warn: Warn = _log.warning) -> Iterator[ForeignModel]:
     """The models in a folder of LM Studio: PUBLISHER/REPOSITORY/*.gguf."""
-    reader = FolderReader(folder)
+    reader = FolderReader(folder, warn)
     for publisher in reader.folders(folder):
         for repository in reader.folders(publisher):
             found = {path.relative_to(repository).as_posix(): (path, n) for path, n in reader.gguf_models(repository)}
@@ -150,9 +154,9 @@ def lm_studio_models(folder: Path) -> Iterator[ForeignModel]:
             yield from _repository_models("lmstudio", "lm studio", name, found, None, how_to_delete)
 
 
-def ollama_models(folder: Path) -> Iterator[ForeignModel]:
+def ollama_models(folder: Path, warn: Warn = _log.warning) -> Iterator[ForeignModel]:
     """The models in a folder of Ollama that are one GGUF file; its templates and parameters are not used."""
-    reader = FolderReader(folder)
+    reader = FolderReader(folder, warn)
     for host in reader.folders(folder / "manifests"):
         for owner in reader.folders(host):
             for model in reader.folders(owner):
@@ -184,7 +188,7 @@ def _safetensors_bytes(reader: FolderReader, folder: Path) -> tuple[Path, int] |
         if not isinstance(read_json_object(config).get("model_type"), str):
             return None
     except (FormatError, InputError) as error:
-        _log.warning("%s is not listed: %s", folder, error)
+        reader.warn("%s is not listed: %s", folder, error)
         return None
     files = {path.name: path for path in reader.files(folder) if path.suffix == ".safetensors"}
     names = ["model.safetensors"]
@@ -239,7 +243,7 @@ def _ollama_blob(reader: FolderReader, folder: Path, manifest: Path) -> tuple[Pa
             raise FormatError(f"{manifest}: the digest of the model is no sha256")
         num_bytes = read_field(layer, "size", int, str(manifest))
     except (FormatError, InputError) as error:
-        _log.warning("a model of Ollama is not listed: %s", error)
+        reader.warn("a model of Ollama is not listed: %s", error)
         return None
     path = folder / "blobs" / f"sha256-{digest[1]}"
     if not reader.is_file(path) or path.stat().st_size != num_bytes or not is_gguf(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from subsecond.core.errors import InputError
@@ -41,30 +41,40 @@ def lm_studio_folders() -> tuple[Path, ...]:
     return Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models"
 
 
-def list_foreign() -> tuple[ForeignModel, ...]:
-    """Every model of another program that is complete and of a kind that can be opened, store after store."""
-    stores = [
-        (hugging_face_models, hugging_face_folder()),
-        (ollama_models, ollama_folder()),
-        *((lm_studio_models, folder) for folder in lm_studio_folders()),
-    ]
+def list_foreign(origin: str | None = None, *, is_quiet: bool = False) -> tuple[ForeignModel, ...]:
+    """Every model of another program that is complete and of a kind that can be opened, store after store.
+
+    `origin` keeps it to the store of one program. What cannot be read is a warning, or with `is_quiet` a line of
+    debugging.
+    """
+    warn = _log.debug if is_quiet else _log.warning
     models: dict[str, ForeignModel] = {}
-    for read, folder in stores:
+    for owner, folder in _stores():
+        if origin not in (None, owner):
+            continue
         try:
-            for model in read(folder):
+            for model in _READERS[owner](folder, warn):
                 models.setdefault(model.name, model)
         except OSError as error:  # a store that changes while it is read
-            _log.warning("models in %s are not listed: %s", folder, error.strerror or error)
+            warn("models in %s are not listed: %s", folder, error.strerror or error)
     return tuple(sorted(models.values(), key=lambda model: (model.origin, model.name)))
 
 
-def find_foreign(name: str) -> ForeignModel | None:
-    """The model that a full or a short name means, whatever its case; None when there is none.
+def list_candidates(name: str) -> tuple[ForeignModel, ...]:
+    """The models that a name may mean: those of the store that its prefix says, or of all.
+
+    Without a prefix the name says nothing of other programs, so what is wrong in their stores is no news.
+    """
+    return list_foreign(owner_of(name), is_quiet=owner_of(name) is None)
+
+
+def find_foreign(name: str, models: Sequence[ForeignModel]) -> ForeignModel | None:
+    """The one of `models` that a full or a short name means, whatever its case; None when there is none.
 
     Raises:
         InputError: the name means several models.
     """
-    models, wanted = list_foreign(), name.lower()
+    wanted = name.lower()
     full = [model for model in models if model.name == name] or [
         model for model in models if model.name.lower() == wanted
     ]
@@ -82,18 +92,33 @@ def owner_of(name: str) -> str | None:
     return PREFIXES.get(prefix) if colon else None
 
 
-def missing(name: str) -> InputError:
-    """The error for a name with a prefix that means no model."""
-    origin = owner_of(name)
-    names = [model.name for model in list_foreign() if model.origin == origin]
-    folders = {"hugging face": [hugging_face_folder()], "ollama": [ollama_folder()]}
-    places = " or ".join(map(str, folders.get(origin or "", lm_studio_folders())))
-    return InputError(f"there is no model {name[:100]!r} in the store {places}; there are: {some_names(names)}")
+def owner_of_path(path: Path) -> str | None:
+    """Whose store a path lies in, links followed; None for a path outside all of them."""
+    place = path.resolve()
+    return next((owner for owner, folder in _stores() if place.is_relative_to(folder.resolve())), None)
+
+
+def missing(name: str, models: Sequence[ForeignModel]) -> InputError:
+    """The error for a name with a prefix that means none of the `models` of its store."""
+    places = " or ".join(str(folder) for owner, folder in _stores() if owner == owner_of(name))
+    names = some_names([model.name for model in models])
+    return InputError(f"there is no model {name[:100]!r} in the store {places}; there are: {names}")
 
 
 def some_names(names: Sequence[str]) -> str:
     """Names for a message, MAX_NAMED at most."""
     return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])]) or "none"
+
+
+_READERS = {"hugging face": hugging_face_models, "ollama": ollama_models, "lm studio": lm_studio_models}
+
+
+def _stores() -> Iterator[tuple[str, Path]]:
+    """Owner and folder of every store."""
+    yield "hugging face", hugging_face_folder()
+    yield "ollama", ollama_folder()
+    for folder in lm_studio_folders():
+        yield "lm studio", folder
 
 
 def _absolute(folder: str) -> Path:

@@ -13,7 +13,7 @@ from subsecond.formats.artifact_manifest import SourceFile
 from subsecond.formats.fields import read_field, shorten
 from subsecond.formats.json_file import MAX_JSON_BYTES, read_json_object
 from subsecond.formats.safetensors import INDEX_NAME, SINGLE_NAME, Safetensors
-from subsecond.models.config_hf import CONFIG_NAME, config_from_hf, read_pooling, read_text_config
+from subsecond.models.config_hf import CONFIG_NAME, config_from_hf, find_pooling, read_pooling, read_text_config
 from subsecond.models.hf_quantized import read_scheme
 from subsecond.models.hf_weights import HfWeights
 from subsecond.models.source_file import describe
@@ -32,7 +32,6 @@ _SIDE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "modules.json",
-    f"1_Pooling/{CONFIG_NAME}",
 )
 _log = logging.getLogger(__name__)
 
@@ -100,14 +99,16 @@ def is_hf_folder(folder: Path) -> bool:
 
 
 def source_paths(folder: Path) -> tuple[Path, ...]:
-    """The files that make up the model, those of the weights first; empty without any."""
+    """The files that make up the model, those of the weights first; empty without any. Errors as of `find_pooling`."""
     weights = sorted(folder.glob("model*.safetensors"))
     index = folder / INDEX_NAME
     first = (index,) if index.is_file() else ()
     if not index.is_file():
         weights = [path for path in weights if path.name == SINGLE_NAME]
-    sides = (folder / name for name in _SIDE_FILES)
-    return (*first, *weights, *(path for path in sides if path.is_file())) if weights else ()
+    if not weights:
+        return ()
+    sides = (*(folder / name for name in _SIDE_FILES), find_pooling(folder))
+    return (*first, *weights, *(path for path in sides if path is not None and path.is_file()))
 
 
 def _has_head(content: Mapping[str, object]) -> bool | None:

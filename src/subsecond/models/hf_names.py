@@ -33,6 +33,7 @@ STANDARD: Mapping[str, str] = MappingProxyType(
 _PREFIXES = ("language_model", "model")
 _UNUSED = r"(?:.*\.)?rotary_emb\.inv_freq"  # follows from the configuration
 _IMAGES = re.compile(r"(?:vision_tower|vision_model|multi_modal_projector)\..*")
+_OLD_PARTS = {"gamma": "weight", "beta": "bias"}  # of layer norms, in the first checkpoints
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,3})(?=\.)")
 
 
@@ -64,6 +65,8 @@ class NameTable:
         if found is None or not part:
             return None
         layer, expert = [*numbers, None, None][:2]
+        if module.endswith("LayerNorm"):
+            part = _OLD_PARTS.get(part, part)
         return Place(found if layer is None else found.replace("{layer}", str(layer)), part, expert)
 
     def is_unused(self, name: str) -> bool:

@@ -98,7 +98,9 @@ def _scaling(
     original = context_length
     if kind != "linear":
         name = "original_max_position_embeddings"
-        source = next((each for each in (config, section) if name in each), {name: context_length})
+        source = next(
+            (each for each in (config, section) if name in each), {name: hf_type.original_context or context_length}
+        )
         original = read_int(source, name, _WHERE, *INT_LIMITS["original_context"])
     if kind == "linear":
         return RopeScaling("linear", _number(section, "factor"), original)

@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,15 +92,21 @@ def resolve(model: str) -> Path:
             return path
         if catalogue.find(model) is not None:
             raise InputError(f"{model} is not on disk yet; fetch it with: subsecond pull {model}")
-    foreign = foreign_stores.find_foreign(model)
+    others = foreign_stores.list_candidates(model)
+    foreign = foreign_stores.find_foreign(model, others)
     if foreign is not None:
         return foreign.path
     if foreign_stores.owner_of(model) is not None:
-        raise foreign_stores.missing(model)
+        raise foreign_stores.missing(model, others)
     is_path = not _NAME.fullmatch(model) or model.endswith((".gguf", ".safetensors"))
     if not model or (is_path and ("/" in model or "." in model)):
         raise InputError(f"there is no file or folder {_shown(model)}; give an existing path or a model name")
-    raise unknown_model(model)
+    raise unknown_model(model, [other.name for other in others])
+
+
+def is_known(name: str) -> bool:
+    """Whether our own store or the catalogue has a model of that name."""
+    return _NAME.fullmatch(name) is not None and (model_path(name).is_file() or catalogue.find(name) is not None)
 
 
 def list_models() -> tuple[StoredModel, ...]:
@@ -132,14 +139,15 @@ def remove(name: str) -> int:
     """
     folder = model_folder(name) if foreign_stores.owner_of(name) is None and _NAME.fullmatch(name) else None
     if folder is None or not folder.is_dir():
-        foreign = foreign_stores.find_foreign(name)
+        others = foreign_stores.list_candidates(name)
+        foreign = foreign_stores.find_foreign(name, others)
         if foreign is not None:
             raise InputError(
                 f"{_shown(name)} is a model of another program ({foreign.origin}), and subsecond deletes only its own; "
                 f"to delete it: {foreign.how_to_delete}"
             )
         if foreign_stores.owner_of(name) is not None:
-            raise foreign_stores.missing(name)
+            raise foreign_stores.missing(name, others)
         stored = ", ".join(model.name for model in own_models()) or "none"
         raise InputError(f"there is no model {model_folder(name).name} on disk; there are: {stored}")
     if folder.is_symlink():
@@ -155,12 +163,17 @@ def is_link(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and model_folder(name).is_symlink()
 
 
-def unknown_model(model: str) -> InputError:
-    """The error for a name that is neither on disk nor in the catalogue, with the names that come close."""
-    known = sorted({*catalogue.names(), *(stored.name for stored in list_models())})
+def unknown_model(model: str, others: Sequence[str] = ()) -> InputError:
+    """The error for a name that is neither on disk nor in the catalogue, with the names that come close.
+
+    `others` are names of other programs' models.
+    """
+    known = sorted({*catalogue.names(), *(stored.name for stored in own_models()), *others})
     close = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {foreign_stores.some_names(known)};"
-    return InputError(f"there is no model {_shown(model)}; {hint} A path of a GGUF file works too")
+    return InputError(
+        f"there is no model {_shown(model)}; {hint} A path of a GGUF file or of a folder with config.json works too"
+    )
 
 
 def _exists(path: Path) -> bool:
@@ -176,8 +189,7 @@ def _is_mere_folder(model: str) -> bool:
         return False
     from subsecond.formats.artifact import is_artifact  # it needs numpy, which listing models does not
 
-    is_model = model_path(model).is_file() or catalogue.find(model) is not None
-    return is_model and not is_artifact(Path(model)) and not (Path(model) / "config.json").is_file()
+    return is_known(model) and not is_artifact(Path(model)) and not (Path(model) / "config.json").is_file()
 
 
 def _shown(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subsecond.core.errors import FormatError, UnsupportedError
+from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.formats.fields import read_int, read_mapping, shorten
 from subsecond.formats.json_file import read_json_object
 from subsecond.models.packed_vocabulary import PackedTokens
@@ -21,6 +21,8 @@ from subsecond.models.word_cutting import rule_steps
 from subsecond.models.wordpiece import MAX_WORD_CHARS
 
 FILE_NAME = "tokenizer.json"
+_OTHER_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt")
+"""Forms of a vocabulary that are not read."""
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 Json = Mapping[str, object]
@@ -36,6 +38,8 @@ def read_folder_vocabulary(folder: Path) -> tuple[Vocabulary, PackedTable]:
     """
     path = folder / FILE_NAME
     where = str(path)
+    if not path.is_file():
+        raise _without_tokenizer(folder)
     content = read_tokenizer_content(path)
     sides: dict[str, Json] = {
         name: read_json_object(folder / name) if (folder / name).is_file() else {} for name in _SIDE_FILES
@@ -60,6 +64,16 @@ def read_folder_vocabulary(folder: Path) -> tuple[Vocabulary, PackedTable]:
         _check_unknown(model, kind, packed.table, where)
     strips = kind is ModelKind.WORDPIECE or _strips_first_space(sections, where)
     return Vocabulary(kind, PackedTexts(table), rule, special, strips_first_space=strips), table
+
+
+def _without_tokenizer(folder: Path) -> InputError:
+    found = [name for name in _OTHER_NAMES if (folder / name).is_file()]
+    if not found:
+        return InputError(f"{folder} has no {FILE_NAME}; fetch it too")
+    return InputError(
+        f"{folder} has no {FILE_NAME}, only {', '.join(found)}; make it with transformers: "
+        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
 
 
 def _model_kind(model: Json, rule: WordRule, where: str) -> ModelKind:

@@ -9,7 +9,8 @@ import pytest
 
 from subsecond.backends.batch import Float32, ForwardBatch, SampleBatch, SampleResult
 from subsecond.core.errors import InputError
-from subsecond.engine.embedding import Pooling, embed_sequences
+from subsecond.engine.embedding import embed_sequences
+from subsecond.models.config import Pooling
 
 
 @dataclass

@@ -124,7 +124,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(version=2), "version 2"),
+        (lambda m: m.update(version=1), "version 1; .*subsecond pull MODEL"),
         (lambda m: m.pop("packing"), "fields are"),
         (lambda m: m.update(surprise=1), "fields are"),
         (lambda m: m.update(chat_template=7), "chat_template"),

@@ -89,8 +89,11 @@ def test_a_tensor_of_another_shape_or_none(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"'blk\.0\.ffn_down\.weight' has shape"):
         open_checkpoint(wrong).graph()
     del shapes["output_norm.weight"]
-    with pytest.raises(FormatError, match=r"no tensor 'output_norm\.weight'"):
+    with pytest.raises(FormatError, match=r"less\.gguf: the model file has no tensor 'output_norm\.weight'"):
         open_checkpoint(write_gguf(tmp_path / "less.gguf", shapes)).graph()
+    more = tiny_shapes(TINY) | {"blk.0.attn_q_norm.weight": (8,)}
+    with pytest.raises(UnsupportedError, match=r"more\.gguf: the model file has 1 tensors"):
+        open_checkpoint(write_gguf(tmp_path / "more.gguf", more)).graph()
 
 
 def test_an_unknown_family_is_named_first(tmp_path: Path) -> None:
@@ -160,6 +163,14 @@ def test_an_incomplete_artifact_beside_a_file_is_not_used(
 def test_an_artifact_can_be_left_alone(model: Path) -> None:
     pack(open_checkpoint(model), model.parent)
     assert open_checkpoint(model, can_use_artifact=False).artifact is None
+
+
+def test_an_artifact_of_another_format_is_not_used(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pack(open_checkpoint(model), model.parent)
+    manifest = model.parent / "subsecond" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    assert open_checkpoint(model).artifact is None
+    assert "artifact version 1; this program reads version 2. `subsecond pull MODEL`" in caplog.text
 
 
 def test_an_artifact_of_another_version_is_not_used(model: Path, caplog: pytest.LogCaptureFixture) -> None:

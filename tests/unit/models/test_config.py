@@ -86,6 +86,13 @@ def test_json_round_trip(config: ModelConfig) -> None:
         ({"llama.rope.dimension_count": 16}, "at most head_dim"),
         ({"llama.vocab_size": 49}, "has 50 rows"),
         ({"general.architecture": None}, "general.architecture.*missing"),
+        ({"llama.rope.scaling.type": "linear"}, r"rope\.scaling\.factor' is missing"),
+        ({"llama.rope.scaling.type": "yarn"}, r"rope\.scaling\.factor' is missing"),
+        ({"llama.attention.sliding_window": -1}, "allowed are 0 to"),
+        ({"llama.attention.sliding_window_pattern": [True, False]}, "but no window"),
+        ({"llama.attention.sliding_window_pattern": [True]}, "must be 2 flags"),
+        ({"llama.attention.sliding_window_pattern": [1, 0]}, "must be 2 flags"),
+        ({"llama.attention.sliding_window_pattern": 0}, "allowed are 1 to 1024"),
     ],
 )
 def test_wrong_metadata_is_refused(changes: dict[str, object], message: str) -> None:
@@ -115,12 +122,16 @@ def test_features_that_change_the_arithmetic_are_refused(key: str, value: object
     [
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "rope_scaling", RopeScaling("linear", 4.0, 64)),
         ({"rope.scale_linear": 2.0}, "rope_scaling", RopeScaling("linear", 2.0, 64)),
+        ({"rope.scaling.type": "linear", "rope.scale_linear": 2.0}, "rope_scaling", RopeScaling("linear", 2.0, 64)),
         (
             {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16},
             "rope_scaling",
             RopeScaling("yarn", 4.0, 16),
         ),
         ({"attention.sliding_window": 32}, "window_layers", (0, 1)),
+        ({"attention.sliding_window": 32, "attention.sliding_window_pattern": [False, True]}, "window_layers", (1,)),
+        ({"attention.sliding_window": 32, "attention.sliding_window_pattern": [False, False]}, "window", None),
+        ({"attention.sliding_window": 32, "attention.sliding_window_pattern": 2}, "window_layers", (0,)),
         ({"expert_count": 8, "expert_used_count": 2}, "num_chosen_experts", 2),
         ({"attn_logit_softcapping": 50.0}, "attention_softcap", 50.0),
         ({"attention.scale": 0.25}, "attention_scale", 0.25),
@@ -129,6 +140,45 @@ def test_features_that_change_the_arithmetic_are_refused(key: str, value: object
 def test_features_of_the_metadata(changes: dict[str, object], field: str, expected: object) -> None:
     metadata = METADATA | {f"llama.{key}": value for key, value in changes.items()}
     assert getattr(config_from_gguf(metadata, tiny_shapes(TINY)), field) == expected
+
+
+def as_family(name: str, **changes: object) -> dict[str, object]:
+    """The metadata of another architecture, without its rotary base."""
+    metadata = {key.replace("llama.", f"{name}."): value for key, value in METADATA.items() if "freq_base" not in key}
+    return metadata | {"general.architecture": name} | {f"{name}.{key}": value for key, value in changes.items()}
+
+
+def test_gemma3_in_other_names() -> None:
+    """The names that Ollama gives to what llama.cpp leaves out, and a cap that the model does not have."""
+    bases = {"rope.global.freq_base": 1e6, "rope.local.freq_base": 2e4, "final_logit_softcapping": 30.0}
+    windows = {"attention.sliding_window": 16, "attention.sliding_window_pattern": [False, True]}
+    config = config_from_gguf(as_family("gemma3", **bases, **windows), tiny_shapes(TINY))
+    assert (config.rope_theta, config.local_rope_theta, config.logit_softcap) == (1e6, 2e4, None)
+    assert (config.window, config.window_layers) == (16, (1,))
+
+
+def test_gemma3_has_no_rotary_base_to_fall_back_on() -> None:
+    with pytest.raises(FormatError, match=r"'gemma3\.rope\.freq_base' is missing"):
+        config_from_gguf(as_family("gemma3"), tiny_shapes(TINY))
+
+
+def test_gemma2_in_the_first_files() -> None:
+    config = config_from_gguf(as_family("gemma2", context_length=8192), tiny_shapes(TINY))
+    assert (config.attention_softcap, config.logit_softcap) == (50.0, 30.0)
+    assert (config.window, config.window_layers, config.rope_theta) == (4096, (0,), 10000.0)
+    off = {"attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0, "attention.sliding_window": 0}
+    config = config_from_gguf(as_family("gemma2", context_length=8192, **off), tiny_shapes(TINY))
+    assert (config.attention_softcap, config.logit_softcap, config.window) == (None, None, None)
+
+
+def test_a_name_from_hugging_face_leads_to_the_architecture() -> None:
+    with pytest.raises(UnsupportedError, match="'mistral' is not supported; the nearest known one is 'llama'"):
+        config_from_gguf({"general.architecture": "mistral"}, {})
+
+
+def test_nothing_is_suggested_where_nothing_is_near() -> None:
+    with pytest.raises(UnsupportedError, match=r"'rwkv7' is not supported\. Supported: bert, gemma2"):
+        config_from_gguf({"general.architecture": "rwkv7"}, {})
 
 
 def test_an_unknown_architecture_is_named_with_the_nearest_known_one() -> None:

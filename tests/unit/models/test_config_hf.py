@@ -121,6 +121,20 @@ def test_longrope_of_phi3(tmp_path: Path) -> None:
         assert config.rope_scaling == RopeScaling("longrope", 4.0, 16, short_factors=short, long_factors=long)
 
 
+def test_the_original_context_of_phi3(tmp_path: Path) -> None:
+    """What the file says at the top counts before its section, and both before what is usual."""
+    content = {**LLAMA, "model_type": "phi3", "max_position_embeddings": 8192}
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    top, section = {"original_max_position_embeddings": 1024}, {"original_max_position_embeddings": 2048}
+    for fields, original in (
+        ({"rope_scaling": rope}, 4096),
+        ({"rope_scaling": rope | section}, 2048),
+        ({"rope_scaling": rope | section, **top}, 1024),
+    ):
+        scaling = read(tmp_path, {**content, **fields}).rope_scaling
+        assert scaling is not None and scaling.original_context == original
+
+
 def test_part_of_a_head_is_rotated(tmp_path: Path) -> None:
     assert read(tmp_path, {**LLAMA, "model_type": "phi3", "partial_rotary_factor": 0.5}).rope_dims == 4
     content = {**LLAMA, "rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 0.25}}
@@ -160,6 +174,7 @@ def test_gemma2(tmp_path: Path) -> None:
     assert config.window_layers == (0, 2, 4, 6, 8, 10) and config.activation is None
     assert config.embedding_scale == pytest.approx(32**0.5)
     assert read(tmp_path, {**content, "final_logit_softcapping": None}).logit_softcap is None
+    assert read(tmp_path, {**content, "sliding_window": None}).window is None
 
 
 def test_gemma3_for_images_is_read_as_a_text_model(tmp_path: Path) -> None:

@@ -311,6 +311,33 @@ def test_manifests_that_do_not_fit_are_not_listed(manifest: bytes) -> None:
     assert names() == ["ollama:good:latest"]
 
 
+def test_a_broken_manifest_is_told_where_its_store_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    hub = add_hub_file("owner/tiny", "tiny.gguf")
+    add_ollama_model("good:latest")
+    write(foreign_stores.ollama_folder() / "manifests" / "registry.ollama.ai" / "library" / "bad" / "latest", b"{")
+    assert store.resolve("hf:owner/tiny") == store.resolve("tiny") == hub
+    with pytest.raises(InputError, match="there is no model 'zzz'"):
+        store.resolve("zzz")
+    assert not caplog.records
+    store.list_models()
+    store.resolve("ollama:good")
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(("name", "num_reads"), [("hf:owner/none", 1), ("ollama:none", 1), ("none", 4)])
+def test_each_store_is_read_at_most_once(monkeypatch: pytest.MonkeyPatch, name: str, num_reads: int) -> None:
+    folders = []
+
+    def read(folder: Path, _: object) -> tuple[()]:
+        folders.append(folder)
+        return ()
+
+    monkeypatch.setattr(foreign_stores, "_READERS", dict.fromkeys(foreign_stores._READERS, read))
+    with pytest.raises(InputError, match="there is no model"):
+        store.resolve(name)
+    assert len(folders) == len(set(folders)) == num_reads
+
+
 def test_links_in_the_store_of_ollama_do_not_leave_it(home: Path) -> None:
     blob = add_ollama_model("model:latest")
     blob.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import save_file as save_tensors
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
 from subsecond.formats.gguf_types import TensorType
 from subsecond.models.checkpoint import open_checkpoint
+from subsecond.models.hf_folder import source_paths
 from tests.unit.tiny_decoder import TINY as TINY_GGUF
 from tests.unit.tiny_decoder import kinds, tiny_graph, tiny_shapes
 
@@ -329,6 +331,50 @@ def test_an_artifact_beside_a_folder(folder: Path, caplog: pytest.LogCaptureFixt
         changed = open_checkpoint(folder)
     assert changed.artifact is None and changed.config.norm_eps == 1e-3
     assert "belong to another version of it" in caplog.text
+
+
+def add_artifact(folder: Path) -> None:
+    write_tokenizer(folder)
+    with open_checkpoint(folder).artifact_writer(folder, {"layout": 7}) as writer:
+        writer.add_tensor("norm", np.ones(4, np.uint8), packed_format="vector", n=1, k=1)
+
+
+def test_an_older_file_exchanged_for_one_of_the_same_size_is_noticed(folder: Path) -> None:
+    add_artifact(folder)
+    assert open_checkpoint(folder).artifact is not None
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(1, 1))  # the newest time stays that of another file
+    assert open_checkpoint(folder).artifact is None
+
+
+def test_files_with_other_times_are_read_in_full_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_artifact(folder)
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert open_checkpoint(folder).artifact is not None
+    monkeypatch.setattr("subsecond.models.checkpoint.describe", None)
+    assert open_checkpoint(folder).artifact is not None
+
+
+def test_the_pooling_that_modules_name_is_part_of_the_source(folder: Path) -> None:
+    modules = [{"type": "sentence_transformers.models.Pooling", "path": "2_Pool"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Pooling", "2_Pool"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text('{"pooling_mode": "mean"}')
+    assert [path for path in source_paths(folder) if "Pool" in str(path)] == [folder / "2_Pool" / "config.json"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt"])
+def test_another_form_of_the_vocabulary_is_named(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    (folder / "chat_template.jinja").write_text("x")
+    opened = open_checkpoint(folder)
+    assert opened.has_chat_template
+    with pytest.raises(InputError, match=rf"no tokenizer\.json, only {name}; .*AutoTokenizer.*save_pretrained"):
+        _ = opened.tokenizer
 
 
 def test_an_artifact_alone_has_no_original_weights(folder: Path) -> None:

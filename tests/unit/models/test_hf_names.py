@@ -31,3 +31,10 @@ def test_what_one_family_does_not_need_another_does_not_drop(name: str) -> None:
 @pytest.mark.parametrize("name", ["transformer.wte.weight", "wte.weight", "model.transformer.wte.weight"])
 def test_prefixes_of_a_family(name: str) -> None:
     assert NameTable(find_family("gpt2")).find(name) == Place("token_embd", "weight")
+
+
+@pytest.mark.parametrize(("old", "part"), [("gamma", "weight"), ("beta", "bias")])
+def test_norms_of_the_first_checkpoints(old: str, part: str) -> None:
+    name = f"bert.encoder.layer.3.output.LayerNorm.{old}"
+    assert NameTable(find_family("bert")).find(name) == Place("blk.3.layer_output_norm", part)
+    assert NameTable(find_family("llama")).find(f"model.norm.{old}") == Place("output_norm", old)

@@ -15,7 +15,7 @@ from subsecond.formats import json_texts
 from subsecond.formats.json_texts import TextColumn
 from subsecond.models.packed_vocabulary import AddedToken, PackedTokens
 from subsecond.models.text_index import checksums
-from subsecond.models.tokenizer_content import TokenizerContent, read_tokenizer_content
+from subsecond.models.tokenizer_content import MAX_MERGES, MAX_TOKENS, TokenizerContent, read_tokenizer_content
 
 ODD_TEXTS = [
     "",
@@ -147,6 +147,10 @@ def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subsecond.models.tokenizer_content.MAX_MERGE_BYTES", 17)
     with pytest.raises(FormatError, match="'merges' have more than 17 bytes"):
         read(tmp_path, content)
+
+
+def test_limits_are_above_the_longest_published_lists_and_not_far() -> None:
+    assert 262_208 < MAX_TOKENS < 2**19 and 581_000 < MAX_MERGES < 2**20
 
 
 def test_tokens_are_found_and_merges_ranked(tmp_path: Path) -> None:

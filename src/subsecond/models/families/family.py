@@ -52,6 +52,9 @@ class Family:
 
     hf_types       every `model_type` in a config.json
     gguf_pairing   order of the channels of a head in GGUF files
+    gguf_defaults  fields of the configuration for GGUF files that lack their keys; a rotary family without a
+                   `rope_theta` here has none to fall back on, and such a file is refused
+    gguf_ignored   keys that mean nothing in GGUF files of this family, without the architecture in front
     has_gguf_merges_by_id    the ids of SentencePiece tokens order their merges in GGUF files; the scores do not
     complete       fills in what files leave to the code that reads them
     hf_tensors     tensor names of Hugging Face checkpoints by ours, where they differ from `hf_names.STANDARD`
@@ -65,6 +68,8 @@ class Family:
     hf_types: tuple[HfType, ...]
     form: Form = Form()
     gguf_pairing: Pairing = "half"
+    gguf_defaults: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({"rope_theta": 10000.0}))
+    gguf_ignored: frozenset[str] = frozenset()
     has_gguf_merges_by_id: bool = False
     complete: Callable[[ModelConfig], ModelConfig] = lambda config: config
     hf_tensors: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -12,7 +12,8 @@ from subsecond.models.families.hf_type import HfType
 # width / heads; files in GGUF do not say so.
 _LAYERS_OF_27B = 46
 _PERIOD = 2
-HF_DEFAULTS = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "rms_norm_eps": 1e-6}
+_WINDOW, _SCORE_CAP, _LOGIT_CAP = 4096, 50.0, 30.0
+HF_DEFAULTS = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": _WINDOW, "rms_norm_eps": 1e-6}
 POST_NORM_TENSORS = {
     "blk.{layer}.post_attention_norm": "model.layers.{layer}.post_attention_layernorm",
     "blk.{layer}.ffn_norm": "model.layers.{layer}.pre_feedforward_layernorm",
@@ -33,13 +34,20 @@ FAMILY = Family(
     hf_types=(
         HfType(
             "gemma2",
-            defaults={**HF_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+            defaults={**HF_DEFAULTS, "attn_logit_softcapping": _SCORE_CAP, "final_logit_softcapping": _LOGIT_CAP},
             ignored=frozenset({"sliding_window_pattern", "_sliding_window_pattern"}),
             has_score_scalar=True,
             window_period=_PERIOD,
         ),
     ),
     form=Form(norms="around", activation="gelu_tanh"),
+    # The first files have no keys for these.
+    gguf_defaults={
+        "rope_theta": 10000.0,
+        "window": _WINDOW,
+        "attention_softcap": _SCORE_CAP,
+        "logit_softcap": _LOGIT_CAP,
+    },
     has_gguf_merges_by_id=True,
     complete=_complete,
     hf_tensors=POST_NORM_TENSORS,

@@ -49,6 +49,8 @@ FAMILY = Family(
         HfType("gemma3", text_type="gemma3_text"),
     ),
     form=Form(norms="around", has_head_norms="head", activation="gelu_tanh"),
+    gguf_defaults={},
+    gguf_ignored=frozenset({"final_logit_softcapping"}),  # some files have the cap of Gemma 2
     has_gguf_merges_by_id=True,
     complete=_complete,
     hf_tensors=POST_NORM_TENSORS,

@@ -27,6 +27,7 @@ class HfType:
     rope_free_period       the last of so many layers does not rotate, where neither `no_rope_layers` nor
                            `no_rope_layer_interval` says it; windows are in these layers. None: all layers rotate
     local_rope_theta       rotary base of layers with a window, for files that do not say it; None: that of all layers
+    original_context       context before its growth by scaled positions, for files that do not say it; None: all of it
     rope_kinds             rules of scaled positions, by other names that files have for them
     """
 
@@ -44,4 +45,5 @@ class HfType:
     window_period: int | None = None
     rope_free_period: int | None = None
     local_rope_theta: float | None = None
+    original_context: int | None = None
     rope_kinds: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -11,7 +11,7 @@ FAMILY = Family(
     hf_types=(
         HfType(
             "phi3",
-            defaults={"original_max_position_embeddings": 4096},
+            original_context=4096,
             rope_kinds={"yarn": "longrope"},  # in early files
         ),
     ),

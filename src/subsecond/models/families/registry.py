@@ -18,19 +18,24 @@ _MODULES = (llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, olmo2, gpt2, ber
 FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in _MODULES)
 _BY_NAME: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.names}
 _BY_HF_TYPE: Mapping[str, Family] = {each.name: family for family in FAMILIES for each in family.hf_types}
+_NAME_OF: Mapping[str, str] = {
+    **{each.name: each.architecture or family.names[0] for family in FAMILIES for each in family.hf_types},
+    **{name: name for name in _BY_NAME},
+}
+"""Architecture names by what a file may call them, a `model_type` included."""
 
 
 def find_family(name: str) -> Family:
-    """The family of a GGUF architecture name; UnsupportedError, with the nearest known one, when there is none."""
+    """The family of a GGUF architecture name; UnsupportedError, with a near one that is known, for none."""
     if name not in _BY_NAME:
-        raise _unknown(name, _BY_NAME)
+        raise _unknown(name, _BY_NAME, _NAME_OF)
     return _BY_NAME[name]
 
 
 def find_family_by_hf_type(model_type: str) -> Family:
-    """The family of a `model_type` of Hugging Face; UnsupportedError, with the nearest known one, for none."""
+    """The family of a `model_type` of Hugging Face; UnsupportedError, with a near one that is known, for none."""
     if model_type not in _BY_HF_TYPE:
-        raise _unknown(model_type, _BY_HF_TYPE)
+        raise _unknown(model_type, _BY_HF_TYPE, {each: each for each in _BY_HF_TYPE})
     return _BY_HF_TYPE[model_type]
 
 
@@ -58,10 +63,9 @@ def build_graph(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> G
     return graph
 
 
-def _unknown(name: str, known: Iterable[str]) -> UnsupportedError:
-    names = sorted(known)
-    close = difflib.get_close_matches(name[:100].lower(), names, n=1, cutoff=0.0)
+def _unknown(name: str, known: Iterable[str], name_of: Mapping[str, str]) -> UnsupportedError:
+    close = difflib.get_close_matches(name[:100].lower(), sorted(name_of), n=1, cutoff=0.5)
+    hint = f"; the nearest known one is {name_of[close[0]]!r}" if close else ""
     return UnsupportedError(
-        f"model architecture {shorten(name)} is not supported; the nearest known one is {close[0]!r}. "
-        f"Supported: {', '.join(names)}"
+        f"model architecture {shorten(name)} is not supported{hint}. Supported: {', '.join(sorted(known))}"
     )
