@@ -51,11 +51,12 @@ CpuFeatures detect() {
   const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
   f.avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5) && bit(seven.b, 8);
   f.avx_vnni = f.avx2 && bit(seven_one.a, 4);
-  f.avx512 = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 28) && bit(seven.b, 30) &&
-             bit(seven.b, 31) && bit(seven.c, 1) && bit(seven.c, 11);
+  f.avx512 =
+      f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 28) && bit(seven.b, 30) && bit(seven.b, 31);
+  f.avx512_vnni = f.avx512 && bit(seven.c, 11);
   f.avx512_fp16 = f.avx512 && bit(seven.d, 23);
-  f.amx = f.avx512 && tiles && bit(seven.c, 6) && bit(seven_one.a, 5) && bit(seven.d, 22) && bit(seven.d, 24) &&
-          bit(seven.d, 25) && request_tiles();
+  f.amx = f.avx512 && tiles && bit(seven.c, 1) && bit(seven.c, 6) && bit(seven_one.a, 5) && bit(seven.d, 22) &&
+          bit(seven.d, 24) && bit(seven.d, 25) && request_tiles();
   return f;
 }
 
@@ -69,7 +70,9 @@ std::vector<const Kernels*> list_kernels() {
   std::vector<const Kernels*> list;
 #if SUBSECOND_X86
   if (cpu_features().amx) list.push_back(&amx::kernels());
+  if (cpu_features().avx512_vnni) list.push_back(&avx512vnni::kernels());
   if (cpu_features().avx512) list.push_back(&avx512::kernels());
+  if (cpu_features().avx_vnni) list.push_back(&avxvnni::kernels());
   if (cpu_features().avx2) list.push_back(&avx2::kernels());
 #endif
   list.push_back(&scalar::kernels());

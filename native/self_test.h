@@ -11,7 +11,8 @@ namespace subsecond {
 struct SelfTestResult {
   std::string kernel;  // operator and format, such as "linear_q4_1"
   double error;        // largest difference, relative to the largest value
-  double tolerance;    // 0 for the f32 arithmetic, whose bits agree; a few roundings of bfloat16 otherwise
+  double
+      tolerance;  // 0 for the arithmetic of the scalar kernels, whose bits agree; a few roundings of bfloat16 otherwise
   bool has_passed() const { return error <= tolerance; }
 };
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.arch.source_tree import ROOT, report
 
-ISA_FOLDERS = ("avx2", "avx512", "amx")
+ISA_FOLDERS = ("avx2", "avxvnni", "avx512", "avx512vnni", "amx")
 
 
 def core_objects() -> list[Path]:

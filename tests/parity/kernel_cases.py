@@ -13,7 +13,7 @@ from subsecond.backends.native.weights import PACKED_FORMATS
 
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
-F32_ISAS = [isa for isa in ISAS if isa != "amx"]
+I16_ISAS = [isa for isa in ISAS if isa != "amx"]
 FORMATS = PACKED_FORMATS
 BLOCK_INPUTS = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
 SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
@@ -65,6 +65,16 @@ def round_bf16_away(x: NDArray[np.floating]) -> Floats:
     """Round to the nearest bfloat16, ties away from zero; finite values only."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def round_i16(x: Floats) -> NDArray[np.float64]:
+    """Round every block of 32 inputs to 16-bit codes times a scale; finite values only."""
+    rows, k = x.shape
+    blocks = np.pad(x, ((0, 0), (0, -k % 32))).reshape(rows, -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    inverse = np.float32(32767) / np.where(largest > 1e-30, largest, np.float32(1))
+    scale = largest * (np.float32(1) / np.float32(32767))
+    return (np.rint(blocks * inverse).astype(np.float64) * scale).reshape(rows, -1)[:, :k]
 
 
 def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:

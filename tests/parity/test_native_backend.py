@@ -31,7 +31,7 @@ def test_logits_are_those_of_the_reference(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(70)
     expected = run_alone(model.reference(), tokens, 70, BLOCKS)
     actual = run_alone(model.native(isa), tokens, 70, BLOCKS)
-    bound = 0.02 if isa == "amx" else 1e-5
+    bound = 0.02 if isa == "amx" else 3e-4
     assert np.abs(actual - expected).max() <= bound * np.ptp(expected)
 
 

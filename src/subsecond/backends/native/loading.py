@@ -127,8 +127,9 @@ def report() -> dict[str, Any]:
     return {
         "features": _native.cpu_features(),
         "available": available,
+        "arithmetics": {isa: _native.arithmetic(isa) for isa in available},
         "chosen": chosen,
-        "arithmetic": "bf16" if chosen == "amx" else "f32",
+        "arithmetic": _native.arithmetic(chosen),
         "forced_by": ISA_VARIABLE if os.environ.get(ISA_VARIABLE) else None,
         "self_test": {isa: "passed" if all(t.has_passed for t in tests[isa]) else _failed(isa) for isa in available},
         "kernels": {test.kernel: chosen for test in tests[chosen]},
