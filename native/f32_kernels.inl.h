@@ -133,7 +133,7 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
 #include "i16_linear.inl.h"
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
-  const int64_t panels = 2 * unpacked_bytes(padded_width(max_inputs));
+  const int64_t panels = 4 * unpacked_bytes(padded_width(max_inputs));
   const int64_t heads = kHeadBlock * (2 * padded_width(head_dim) + kBlockTokens) * static_cast<int64_t>(sizeof(float));
   return panels > heads ? panels : heads;
 }

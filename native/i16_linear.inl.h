@@ -390,24 +390,28 @@ static void linear_single(const LinearArgs& args, const Unit& unit, const Activa
   }
 }
 
-static void linear_panel(const LinearArgs& args, const Unit& unit, int64_t panel, const Activations& x,
-                         uint8_t* scratch) {
-  const int64_t column = panel * kPanelOutputs;
-  const int first = unit.work.weight, num_parts = unit.is_gated ? 2 : 1;
-  float sums[2][kRowBlock * 16];
-  UnpackedPanel unpacked[2];
-  for (int part = 0; part < num_parts; ++part) {
-    const PackedWeight& weight = args.weights[first + part];
-    unpacked[part] = {scratch + part * unpacked_bytes(x.num_tiles * kTileInputs), x.num_tiles};
-    kernels_of(weight.format).unpack(weight, panel, unpacked[part].memory);
+// Many rows: all panels are unpacked, then each block of rows meets all of them while it is in the first-level cache.
+static void linear_rows(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
+  UnpackedPanel panels[4];
+  const FormatKernels* kernels[4];
+  for (int place = 0; place < unit.num_places(); ++place) {
+    const PackedWeight& weight = args.weights[unit.weight(place)];
+    kernels[place] = &kernels_of(weight.format);
+    panels[place] = {scratch + place * unpacked_bytes(x.num_tiles * kTileInputs), x.num_tiles};
+    kernels[place]->unpack(weight, unit.panel(place), panels[place].memory);
   }
+  const int num_panels = unit.work.num_panels;
+  float sums[2][kRowBlock * 16];
   for (int64_t row = 0; row < args.num_rows; row += kRowBlock) {
     const int64_t count = args.num_rows - row < kRowBlock ? args.num_rows - row : kRowBlock;
-    for (int part = 0; part < num_parts; ++part)
-      kernels_of(args.weights[first + part].format).dot_rows(unpacked[part], x, row, count, sums[part]);
-    for (int64_t r = 0; r < count; ++r)
-      write_outputs(args, first, row + r, column, unit.work.column_offset + column, sums[0] + 16 * r,
-                    unit.is_gated ? sums[1] + 16 * r : nullptr);
+    for (int i = 0; i < num_panels; ++i) {
+      kernels[i]->dot_rows(panels[i], x, row, count, sums[0]);
+      if (unit.is_gated) kernels[num_panels + i]->dot_rows(panels[num_panels + i], x, row, count, sums[1]);
+      const int64_t column = unit.work.panels[i] * kPanelOutputs;
+      for (int64_t r = 0; r < count; ++r)
+        write_outputs(args, unit.work.weight, row + r, column, unit.work.column_offset + column, sums[0] + 16 * r,
+                      unit.is_gated ? sums[1] + 16 * r : nullptr);
+    }
   }
 }
 
@@ -415,10 +419,9 @@ static void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* 
   const Activations x{args.packed, args.num_rows, args.weights[0].num_tiles()};
   for (int64_t i = begin; i < end; ++i) {
     const Unit unit{unit_panels(args, i), args.is_gated};
-    if (args.num_rows == 1) {
+    if (args.num_rows == 1)
       linear_single(args, unit, x, scratch);
-      continue;
-    }
-    for (int p = 0; p < unit.work.num_panels; ++p) linear_panel(args, unit, unit.work.panels[p], x, scratch);
+    else
+      linear_rows(args, unit, x, scratch);
   }
 }
