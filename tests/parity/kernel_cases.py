@@ -15,7 +15,7 @@ from subsecond.backends.native.weights import PACKED_FORMATS
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-F32_ISAS = [isa for isa in ISAS if isa != "amx"]
+I16_ISAS = [isa for isa in ISAS if isa != "amx"]
 FORMATS = PACKED_FORMATS
 BLOCK_INPUTS = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
 SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
@@ -76,6 +76,14 @@ def activate(x: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
     if activation == "gelu":
         return np.asarray(x * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)) / 2)
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+def round_i16(x: Floats) -> NDArray[np.float64]:
+    """Round every block of 32 inputs to 16-bit codes times a scale; finite values only."""
+    rows, k = x.shape
+    blocks = np.pad(x, ((0, 0), (0, -k % 32))).reshape(rows, -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    inverse = np.float32(32767) / np.where(largest > 1e-30, largest, np.float32(1))
+    scale = largest * (np.float32(1) / np.float32(32767))
+    return (np.rint(blocks * inverse).astype(np.float64) * scale).reshape(rows, -1)[:, :k]
 
 
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:
