@@ -26,14 +26,14 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRING = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\.){0,%d}"' % MAX_NAME_BYTES)
 _ENTRY = re.compile(rb"\{[^{}]{0,%d}\}" % MAX_ENTRY_BYTES)
 _PLAIN = re.compile(rb"[-+.0-9A-Za-z]+")
-_SKIPPED = re.compile(rb'"(?:[^"\\]|\\.){0,65536}"|[\[\]{}]|[^\[\]{}"]+', re.DOTALL)
+_SKIPPED = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}]|[^\[\]{}"]+', re.DOTALL)
 
 
 class JsonBudget:
     """What the headers of a checkpoint may still take, all together: memory, and bytes that are only stepped over."""
 
-    def __init__(self) -> None:
-        self.num_skipped_bytes = MAX_SKIPPED_BYTES
+    def __init__(self, num_skipped_bytes: int = MAX_SKIPPED_BYTES) -> None:
+        self.num_skipped_bytes = num_skipped_bytes
         self._num_bytes = BUDGET_BYTES
 
     def charge(self, num_bytes: int, what: str) -> None:
@@ -55,8 +55,7 @@ class JsonCursor:
 
     def members(self) -> Iterator[str]:
         """The keys of the object that begins here; the caller consumes each value before the next key."""
-        self._expect(b"{")
-        if self._take(b"}"):
+        if not self.enter(b"{"):
             return
         while True:
             name = self.string()
@@ -65,6 +64,43 @@ class JsonCursor:
             if self._take(b"}"):
                 return
             self._expect(b",")
+
+    def elements(self) -> Iterator[None]:
+        """Stop at each element of the list that begins here; the caller consumes it before the next one."""
+        if not self.enter(b"["):
+            return
+        while True:
+            yield
+            if self._take(b"]"):
+                return
+            self._expect(b",")
+
+    def enter(self, mark: bytes) -> bool:
+        """Step into the list or object that `mark` opens, or over it when it is empty: then return False."""
+        self._expect(mark)
+        return not self._take(b"]" if mark == b"[" else b"}")
+
+    def value(self) -> object:
+        """The value here as plain objects; it is charged to the bytes that the budget lets be stepped over."""
+        self._space()
+        start = self._at
+        self.skip()
+        return self._decode(bytes(self._data[start : self._at]))
+
+    def peek(self) -> bytes:
+        """The first byte of the value here, empty at the end."""
+        self._space()
+        return bytes(self._data[self._at : min(self._at + 1, self._end)])
+
+    @property
+    def place(self) -> int:
+        """The byte where reading goes on; another reader may move it past what it has read itself."""
+        return self._at
+
+    @place.setter
+    def place(self, place: int) -> None:
+        assert self._at <= place <= self._end
+        self._at = place
 
     def string(self) -> str:
         """The string here, of at most `MAX_NAME_BYTES` characters."""
@@ -112,10 +148,13 @@ class JsonCursor:
         if match is None:
             self._fail(f"{self._found()} stands where {expected} is needed")
         self._at = match.end()
+        return self._decode(match[0])
+
+    def _decode(self, text: bytes) -> object:
         try:
-            parsed: object = _DECODE(match[0].decode())
+            parsed: object = _DECODE(text.decode())
         except (ValueError, RecursionError) as error:
-            self._fail(str(error)[:200])
+            self._fail(f"no valid JSON: {str(error)[:200]}")
         return parsed
 
     def _space(self) -> None:

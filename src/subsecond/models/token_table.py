@@ -23,7 +23,7 @@ from subsecond.models.vocabulary import MAX_MERGES, Vocabulary
 _U32, _U64 = "I", "Q"
 _KINDS: Mapping[str, str] = {"ends": _U32, "hashes": _U32, "hashed": _U32, "pairs": _U64, "ranks": _U32}
 TABLE_FIELDS = ("blob", *_KINDS)
-_MAX_SAME_HASH = 8
+MAX_SAME_HASH = 8
 """Tokens with one and the same hash; of 262k tokens two share one by chance, eight do not in any real vocabulary."""
 
 assert array(_U32).itemsize == 4 and array(_U64).itemsize == 8
@@ -198,7 +198,7 @@ class PackedTable:
         needle = text.encode("utf-8", "surrogateescape")
         crc = crc32(needle)
         place = bisect_left(self.hashes, crc)
-        for each in range(place, min(place + _MAX_SAME_HASH, len(self.hashes))):
+        for each in range(place, min(place + MAX_SAME_HASH, len(self.hashes))):
             if self.hashes[each] != crc:
                 break
             if self._bytes(self.hashed[each]) == needle:

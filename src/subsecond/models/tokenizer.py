@@ -66,7 +66,7 @@ class Tokenizer:
             FormatError: a file is damaged.
             UnsupportedError: the model is Unigram, or the text passes through a step that is not known.
         """
-        return cls(read_folder_vocabulary(folder))
+        return cls(*read_folder_vocabulary(folder))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:

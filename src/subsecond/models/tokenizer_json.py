@@ -6,25 +6,17 @@ rather than skipped, because it would change the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from subsecond.core.errors import FormatError, UnsupportedError
-from subsecond.formats.fields import read_field, read_int, read_mapping, shorten
+from subsecond.formats.fields import read_int, read_mapping, shorten
 from subsecond.formats.json_file import read_json_object
-from subsecond.models.tokenizer_file import MAX_FILE_BYTES, read_tokenizer_json
-from subsecond.models.vocabulary import (
-    END_TEXTS,
-    MAX_MERGES,
-    MAX_VOCAB_SIZE,
-    ModelKind,
-    SpecialTokens,
-    Vocabulary,
-    WordRule,
-    split_user_defined,
-)
+from subsecond.models.packed_vocabulary import PackedTokens
+from subsecond.models.token_table import PackedTable, PackedTexts
+from subsecond.models.tokenizer_content import TokenizerContent, read_flag, read_tokenizer_content
+from subsecond.models.vocabulary import END_TEXTS, ModelKind, SpecialTokens, Vocabulary, WordRule, split_user_defined
 from subsecond.models.word_cutting import rule_steps
 from subsecond.models.wordpiece import MAX_WORD_CHARS
 
@@ -34,8 +26,8 @@ _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_c
 Json = Mapping[str, object]
 
 
-def read_folder_vocabulary(folder: Path) -> Vocabulary:
-    """Read and check it.
+def read_folder_vocabulary(folder: Path) -> tuple[Vocabulary, PackedTable]:
+    """Read and check it; the merges are in the table alone.
 
     Raises:
         InputError: there is no tokenizer.json, or a file cannot be read.
@@ -43,30 +35,31 @@ def read_folder_vocabulary(folder: Path) -> Vocabulary:
         UnsupportedError: the model is Unigram, or has an option that is not supported.
     """
     path = folder / FILE_NAME
-    content, where = read_tokenizer_json(path, MAX_FILE_BYTES), str(path)
+    where = str(path)
+    content = read_tokenizer_content(path)
     sides: dict[str, Json] = {
         name: read_json_object(folder / name) if (folder / name).is_file() else {} for name in _SIDE_FILES
     }
-    model = read_mapping(content, "model", where)
+    model, sections = content.model, content.sections
     rule = WordRule(
-        _optional(content, "normalizer", where),
-        _optional(content, "pre_tokenizer", where),
-        _flag(model, "ignore_merges", where),
+        _optional(sections, "normalizer", where),
+        _optional(sections, "pre_tokenizer", where),
+        read_flag(model, "ignore_merges", where),
     )
     kind = _model_kind(model, rule, where)
-    added = _read_added(content, where)
-    tokens = _read_tokens(model, added, where)
-    try:
-        "".join(tokens).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise FormatError(f"{where}: a token holds half of a surrogate pair, which is no text") from None
-    special = _read_special(content, model, kind, tokens, added, sides, where)
+    if content.vocab is None:
+        raise FormatError(f"{where}: field 'vocab' is {shorten(model.get('vocab'))}; it must be an object of token ids")
+    if content.merges is None and kind is not ModelKind.WORDPIECE:
+        raise FormatError(f"{where}: field 'merges' is {shorten(model.get('merges'))}; it must be a list")
+    packed = PackedTokens.pack(content.vocab, content.added, where)
+    content.vocab = None  # to free its memory
+    special = _read_special(content, kind, packed.table, sides)
     held_out = {*special.control, *special.user_defined, *special.plain}
-    merges = [] if kind is ModelKind.WORDPIECE else _read_merges(model, held_out, where)
+    table = packed.finish(held_out, None if kind is ModelKind.WORDPIECE else content.merges, where)
     if kind is not ModelKind.WORDPIECE:
-        _check_unknown(model, kind, tokens, where)
-    strips = kind is ModelKind.WORDPIECE or _strips_first_space(content, where)
-    return Vocabulary(kind, tokens, rule, special, merges, strips_first_space=strips)
+        _check_unknown(model, kind, packed.table, where)
+    strips = kind is ModelKind.WORDPIECE or _strips_first_space(sections, where)
+    return Vocabulary(kind, PackedTexts(table), rule, special, strips_first_space=strips), table
 
 
 def _model_kind(model: Json, rule: WordRule, where: str) -> ModelKind:
@@ -92,89 +85,31 @@ def _model_kind(model: Json, rule: WordRule, where: str) -> ModelKind:
     raise UnsupportedError(f"{where}: the model is BPE, but neither byte-level nor in the style of SentencePiece")
 
 
-def _check_unknown(model: Json, kind: ModelKind, tokens: Sequence[str], where: str) -> None:
+def _check_unknown(model: Json, kind: ModelKind, table: PackedTable, where: str) -> None:
     """Refuse a model whose unknown characters would need what merging does not offer."""
-    byte_fallback, known = _flag(model, "byte_fallback", where), set(tokens)
-    has_bytes = all(f"<0x{byte:02X}>" in known for byte in range(256))
+    byte_fallback = read_flag(model, "byte_fallback", where)
+    has_bytes = all(table.find(f"<0x{byte:02X}>") is not None for byte in range(256))
     if kind is ModelKind.SENTENCEPIECE:
         if byte_fallback != has_bytes:
             raise UnsupportedError(f"{where}: byte_fallback is {byte_fallback}, but it has {has_bytes} byte tokens")
-        if not has_bytes and model.get("unk_token") is not None and not _flag(model, "fuse_unk", where):
+        if not has_bytes and model.get("unk_token") is not None and not read_flag(model, "fuse_unk", where):
             raise UnsupportedError(f"{where}: unknown characters become one token each; supported is one for a run")
     elif byte_fallback and has_bytes:
         raise UnsupportedError(f"{where}: the model is byte-level and falls back to bytes as well")
 
 
-def _read_added(content: Json, where: str) -> list[Json]:
-    added = content.get("added_tokens", [])
-    if not isinstance(added, list) or len(added) > MAX_VOCAB_SIZE or not all(isinstance(each, dict) for each in added):
-        raise FormatError(f"{where}: field 'added_tokens' must be a list of objects")
-    for each in added:
-        if _flag(each, "single_word", where):
-            raise UnsupportedError(f"{where}: token {shorten(each.get('content'))} is only found as a whole word")
-    return added
-
-
-def _read_tokens(model: Json, added: Sequence[Json], where: str) -> list[str]:
-    """All token texts by id; ids that nothing has are empty texts."""
-    vocab = read_mapping(model, "vocab", where)
-    if not set(map(type, vocab.values())) <= {int}:
-        raise FormatError(f"{where}: field 'vocab' must map texts to token ids")
-    ids: list[Any] = list(vocab.values())
-    more = [(read_field(each, "content", str, where), read_field(each, "id", int, where)) for each in added]
-    given = {*ids, *(token_id for _, token_id in more)}
-    if not given:
-        raise FormatError(f"{where}: the vocabulary is empty")
-    if min(given) < 0 or max(given) >= min(MAX_VOCAB_SIZE, 2 * len(given) + 1024):
-        raise FormatError(
-            f"{where}: {len(given)} tokens have ids from {min(given)} to {max(given)}; they must begin at 0, lie close "
-            f"together and below {MAX_VOCAB_SIZE}"
-        )
-    if len(set(ids)) != len(ids):
-        raise FormatError(f"{where}: two texts in field 'vocab' have the same id")
-    tokens = [""] * (max(given) + 1)
-    for text, token_id in zip(vocab, ids, strict=True):
-        tokens[token_id] = text
-    for text, token_id in more:
-        if tokens[token_id] not in ("", text):
-            raise FormatError(f"{where}: {shorten(text)} and {shorten(tokens[token_id])} both have id {token_id}")
-        tokens[token_id] = text
-    return tokens
-
-
-def _read_merges(model: Json, held_out: set[str], where: str) -> list[str]:
-    """The merges as "left right"; those that would make a held-out token are left out, as no text may become one."""
-    given = model.get("merges")
-    if not isinstance(given, list) or len(given) > MAX_MERGES:
-        raise FormatError(f"{where}: field 'merges' must be a list of at most {MAX_MERGES}")
-    pairs: list[list[str]] = [merge.split(" ") for merge in given] if set(map(type, given)) == {str} else given
-    if not set(map(type, pairs)) <= {list} or not set(map(len, pairs)) <= {2}:
-        raise FormatError(f"{where}: field 'merges' must hold pairs of texts, or each as one text with a space between")
-    parts = list(chain.from_iterable(pairs))
-    if not set(map(type, parts)) <= {str} or "" in parts:
-        raise FormatError(f"{where}: field 'merges' holds something that is not made of two texts")
-    if " " in "".join(parts):
-        raise UnsupportedError(f"{where}: field 'merges' holds tokens with a space in them")
-    if not (held_out.isdisjoint(parts) and held_out.isdisjoint(map("".join, pairs))):
-        pairs = [pair for pair in pairs if held_out.isdisjoint((*pair, "".join(pair)))]
-    return list(map(" ".join, pairs))
-
-
 def _read_special(
-    content: Json,
-    model: Json,
-    kind: ModelKind,
-    tokens: Sequence[str],
-    added: Sequence[Json],
-    sides: Mapping[str, Json],
-    where: str,
+    content: TokenizerContent, kind: ModelKind, table: PackedTable, sides: Mapping[str, Json]
 ) -> SpecialTokens:
-    ids = {text: token_id for token_id, text in enumerate(tokens) if text}
-    control = {text: ids[text] for each in added if (text := str(each["content"])) and _flag(each, "special", where)}
-    user_defined = {text: ids[text] for each in added if (text := str(each["content"])) and text not in control}
-    roles = {name: ids.get(_role_text(sides, name)) for name in ("bos_token", "eos_token", "cls_token", "sep_token")}
-    unk_text = model.get("unk_token")
-    roles["unk_token"] = ids.get(unk_text) if isinstance(unk_text, str) else None
+    def find(text: object) -> int | None:
+        return table.find(text) if isinstance(text, str) else None
+
+    model, added, tokens = content.model, [each for each in content.added if each.text], PackedTexts(table)
+    ids = {each.text: token_id for each in added if (token_id := find(each.text)) is not None}
+    control = {each.text: ids[each.text] for each in added if each.is_special}
+    user_defined = {each.text: ids[each.text] for each in added if each.text not in control}
+    roles = {name: find(_role_text(sides, name)) for name in ("bos_token", "eos_token", "cls_token", "sep_token")}
+    roles["unk_token"] = find(model.get("unk_token"))
     generation = sides["generation_config.json"]
     ends: list[int | None] = [roles["eos_token"], *_generation_ids(generation, "eos_token_id", len(tokens))]
     bos_id = roles["bos_token"]
@@ -187,7 +122,7 @@ def _read_special(
             control[tokens[token_id]] = token_id
     ends += [control[text] for text in sorted(END_TEXTS & control.keys())]
     user_defined, plain = split_user_defined(user_defined, kind)
-    flags = {str(a["content"]): (_flag(a, "lstrip", where), _flag(a, "rstrip", where)) for a in added}
+    flags = {each.text: each.strips for each in added}
     config = sides["tokenizer_config.json"]
     eos_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
     return SpecialTokens(
@@ -195,8 +130,8 @@ def _read_special(
         user_defined=user_defined,
         bos_id=bos_id,
         eos_ids=eos_ids,
-        add_bos=bos_id is not None and _is_added(config, "add_bos_token", content, 0, tokens[bos_id]),
-        add_eos=bool(eos_ids) and _is_added(config, "add_eos_token", content, -1, tokens[eos_ids[0]]),
+        add_bos=bos_id is not None and _is_added(config, "add_bos_token", content.sections, 0, tokens[bos_id]),
+        add_eos=bool(eos_ids) and _is_added(config, "add_eos_token", content.sections, -1, tokens[eos_ids[0]]),
         plain=plain,
         unk_id=roles["unk_token"],
         cls_id=roles["cls_token"],
@@ -269,8 +204,3 @@ def _strips_first_space(content: Json, where: str) -> bool:
 
 def _optional(source: Json, name: str, where: str) -> Json | None:
     return None if source.get(name) is None else read_mapping(source, name, where)
-
-
-def _flag(source: Json, name: str, where: str) -> bool:
-    """An optional true or false; absent and null are false."""
-    return False if source.get(name) is None else read_field(source, name, bool, where)
