@@ -261,11 +261,12 @@ static void dot_block(const UnpackedPanel& panel, const BlockCodes* x, int64_t t
   V acc[R];
   for (int r = 0; r < R; ++r) acc[r] = V::set1(0.0f);
   for (int64_t t = 0; t < panel.num_tiles; ++t, x += tile_stride)
-    for (int half = 0; half < num_scales; ++half) {
+    repeat<num_scales>([&]<int half>() __attribute__((always_inline)) {
       I products[R];
       for (int r = 0; r < R; ++r) products[r] = I::zero();
 #pragma GCC unroll 8
-      for (int pair = half * num_pairs; pair < (half + 1) * num_pairs; ++pair) {
+      for (int i = 0; i < num_pairs; ++i) {
+        const int pair = half * num_pairs + i;
         const I words = I::load(panel.words(t) + 64 * pair);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) products[r] = dot_add(products[r], words, broadcast_pair(x[r], pair));
@@ -274,7 +275,7 @@ static void dot_block(const UnpackedPanel& panel, const BlockCodes* x, int64_t t
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
         acc[r] = add_block<is_offset>(acc[r], products[r], d, m, x[r], num_scales == 1 ? 0 : 1 + half);
-    }
+    });
   for (int r = 0; r < R; ++r) V::store(sums + 16 * r, acc[r]);
 }
 
