@@ -83,7 +83,7 @@ def round_i16(x: Floats) -> NDArray[np.float64]:
     largest = np.abs(blocks).max(-1, keepdims=True)
     inverse = np.float32(32767) / np.where(largest > 1e-30, largest, np.float32(1))
     scale = largest * (np.float32(1) / np.float32(32767))
-    return (np.rint(blocks * inverse).astype(np.float64) * scale).reshape(rows, -1)[:, :k]
+    return np.asarray((np.rint(blocks * inverse).astype(np.float64) * scale).reshape(rows, -1)[:, :k])
 
 
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:
