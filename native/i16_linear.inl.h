@@ -5,7 +5,8 @@
 // it where a format has two scales a row; the sums become float32 and are scaled by the weight's d and the block's
 // scale. The minimum m of a format is multiplied by the sum of the block's activations. The order of these float32
 // operations is one for all instruction sets and any number of rows, hence so are the bits. Weights that are stored
-// unquantized are multiplied as float32.
+// unquantized are multiplied as float32. An infinite or NaN activation, or a block whose sum overflows float32, makes
+// all outputs of its row NaN.
 //
 // Lanes are outputs: one lane of 32 bits holds the codes of a pair of inputs of one output, and the activations' pair
 // is broadcast. The stored rows of a tile are transposed in registers to get there.

@@ -36,8 +36,13 @@ class StoredWeight:
         return _native.kernels.weight(self.format, num_outputs, num_inputs, self.packed)
 
 
-def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: float = 1.0) -> StoredWeight:
-    """Random stored blocks with moderate scales, decoded by the `gguf` package; `gain` is for plain formats."""
+def random_weight(
+    name: str, n: int, k: int, rng: np.random.Generator, *, gain: float = 1.0, damaged: int | None = None
+) -> StoredWeight:
+    """Random stored blocks with moderate scales, decoded by the `gguf` package; `gain` is for plain formats.
+
+    `damaged` are the bits of the first scale of row 3, where it is another one.
+    """
     kind = gguf.GGMLQuantizationType[name]
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     assert k % per_block == 0
@@ -49,6 +54,9 @@ def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: 
         for at in SCALES_AT.get(name, (0,)):
             scale = rng.uniform(0.002, 0.02, stored.shape[:2]).astype(np.float16)
             stored[..., at : at + 2] = scale.view(np.uint8).reshape(*scale.shape, 2)
+        if damaged is not None:
+            at = SCALES_AT.get(name, (0,))[0]
+            stored[3, 0, at : at + 2] = np.array([damaged], np.uint16).view(np.uint8)
         stored = stored.reshape(n, -1)
     values = gguf.quants.dequantize(stored, kind).reshape(n, k).astype(np.float32)
     packed = np.zeros(_native.packed_size(name, n, k), np.uint8)
@@ -76,6 +84,8 @@ def activate(x: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
     if activation == "gelu":
         return np.asarray(x * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)) / 2)
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
 def round_i16(x: Floats) -> NDArray[np.float64]:
     """Round every block of 32 inputs to 16-bit codes times a scale; finite values only."""
     rows, k = x.shape

@@ -222,6 +222,21 @@ def test_activations_of_extreme_values(isa: str, activation: str) -> None:
     assert np.all(np.isfinite(output))
     kernels.activate(isa, np.full_like(x, np.nan), activation, output)
     assert np.isnan(output).all()
+    kernels.activate(isa, np.full_like(x, np.inf), activation, output)
+    assert np.isposinf(output).all()
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if BLOCK_INPUTS[name] > 1])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_damaged_scale_shows(isa: str, name: str) -> None:
+    """Every NaN of fp16, also those whose rounding would carry into the sign."""
+    rng = np.random.default_rng(4)
+    num_inputs = BLOCK_INPUTS[name]
+    x = rng.standard_normal((3, num_inputs), dtype=np.float32)
+    for bits in (0x7E00, 0x7FFF, 0xFFFF):
+        weight = random_weight(name, 16, num_inputs, rng, damaged=bits)
+        output = run_linear(isa, x, [weight])
+        assert np.isnan(output[:, 3]).all() and np.isfinite(np.delete(output, 3, axis=1)).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
