@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from subsecond._native import kernels as kernels
 
+
 def cpu_features() -> dict[str, bool]:
     """Instruction sets that processor and operating system allow."""
 
@@ -31,13 +32,7 @@ def measure_bandwidth(num_threads: int, num_bytes: int, repeats: int = 3) -> flo
 def packed_size(format: str, num_outputs: int, num_inputs: int) -> int:
     """Bytes of a packed weight."""
 
-def pack_into(
-    format: str,
-    num_outputs: int,
-    num_inputs: int,
-    stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu")],
-) -> None:
+def pack_into(format: str, num_outputs: int, num_inputs: int, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """Reorder a stored tensor into its packed form."""
 
 def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]:
@@ -57,119 +52,49 @@ BLOCK_TOKENS: int = 32
 class Executor:
     """Runs one segment of a plan; see executor.h."""
 
-    def __init__(
-        self,
-        isa: str,
-        num_threads: int,
-        max_rows: int,
-        output_width: int,
-        all_floats: int,
-        selected_floats: int,
-        num_layers: int,
-        num_blocks: int,
-        num_kv_heads: int,
-        head_dim: int,
-    ) -> None: ...
-    def add_weight(
-        self,
-        format: str,
-        num_outputs: int,
-        num_inputs: int,
-        packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    ) -> int: ...
-    def add_vector(
-        self, values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
-    ) -> int: ...
+    def __init__(self, isa: str, num_threads: int, max_rows: int, output_width: int, all_floats: int, selected_floats: int, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int) -> None: ...
+
+    def add_weight(self, format: str, num_outputs: int, num_inputs: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int: ...
+
+    def add_vector(self, values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int: ...
+
     def add_rotary(self, frequencies: Sequence[float], is_interleaved: bool, magnitude: float) -> int: ...
+
     def add_embed(self, output: object, weight: int, index: str) -> None: ...
-    def add_linear(
-        self,
-        output: object,
-        input: object,
-        weights: Sequence[int],
-        biases: Sequence[int],
-        norm: int,
-        norm_eps: float,
-        gated: str,
-        residual: object | None,
-    ) -> None: ...
-    def add_attention(
-        self,
-        output: object,
-        query: object,
-        key: object,
-        value: object,
-        layer: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        scale: float,
-        rotary: int,
-        window: int,
-        softcap: float,
-        is_causal: bool,
-    ) -> None: ...
-    def add_normalize(
-        self,
-        output: object,
-        input: object,
-        width: int,
-        weight: int,
-        bias: int,
-        eps: float,
-        is_layer: bool,
-        group_width: int,
-    ) -> None: ...
-    def add_experts(
-        self,
-        output: object,
-        input: object,
-        router: object,
-        weights: Sequence[int],
-        num_chosen: int,
-        is_normalized: bool,
-        activation: str,
-    ) -> None: ...
+
+    def add_linear(self, output: object, input: object, weights: Sequence[int], biases: Sequence[int], norm: int, norm_eps: float, gated: str, residual: object | None) -> None: ...
+
+    def add_attention(self, output: object, query: object, key: object, value: object, layer: int, num_heads: int, num_kv_heads: int, head_dim: int, scale: float, rotary: int, window: int, softcap: float, is_causal: bool) -> None: ...
+
+    def add_normalize(self, output: object, input: object, width: int, weight: int, bias: int, eps: float, is_layer: bool, group_width: int) -> None: ...
+
+    def add_experts(self, output: object, input: object, router: object, weights: Sequence[int], num_chosen: int, is_normalized: bool, activation: str) -> None: ...
+
     def add_rope(self, output: object, input: object, width: int, head_dim: int, rotary: int) -> None: ...
+
     def add_gated_activation(self, output: object, gate: object, up: object, width: int, activation: str) -> None: ...
+
     def add_activate(self, output: object, input: object, width: int, activation: str) -> None: ...
+
     def add_scale(self, output: object, input: object, width: int, factor: float) -> None: ...
+
     def add_softcap(self, output: object, input: object, width: int, cap: float) -> None: ...
+
     def add_add(self, output: object, left: object, right: object, width: int) -> None: ...
+
     def add_select_rows(self, output: object, input: object, width: int) -> None: ...
+
     def finish(self, output: object) -> None: ...
-    def forward(
-        self,
-        token_ids: numpy.typing.NDArray[numpy.int32],
-        positions: numpy.typing.NDArray[numpy.int32],
-        row_sequence: numpy.typing.NDArray[numpy.int32],
-        block_tables: numpy.typing.NDArray[numpy.int32],
-        logits_rows: numpy.typing.NDArray[numpy.int32],
-    ) -> numpy.typing.NDArray[numpy.float32]: ...
+
+    def forward(self, token_ids: numpy.typing.NDArray[numpy.int32], positions: numpy.typing.NDArray[numpy.int32], row_sequence: numpy.typing.NDArray[numpy.int32], block_tables: numpy.typing.NDArray[numpy.int32], logits_rows: numpy.typing.NDArray[numpy.int32]) -> numpy.typing.NDArray[numpy.float32]: ...
+
     def set_profiling(self, is_on: bool) -> None: ...
+
     def call_ns(self) -> list[int]: ...
+
     def kv_bytes(self) -> int: ...
 
-def sample(
-    logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
-    temperature: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    top_k: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    top_p: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    min_p: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    repetition_penalty: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    presence_penalty: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    frequency_penalty: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    seed: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    sample_index: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    position: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    bias_offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    bias_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    bias_values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    history_offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    history_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    history_counts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    num_logprobs: int,
-) -> tuple[Any, Any, Any, Any, int]:
+def sample(logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], temperature: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], top_k: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], top_p: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_p: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], repetition_penalty: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], presence_penalty: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], frequency_penalty: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], seed: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sample_index: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], position: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias_offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias_values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], history_offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], history_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], history_counts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], num_logprobs: int) -> tuple[Any, Any, Any, Any, int]:
     """
     Draws one token a row: (token_ids, logprobs, top_ids, top_logprobs, first row without a distribution or -1). Arguments as in SampleBatch.
     """
