@@ -39,6 +39,7 @@ nb::dict features() {
   d["avx2"] = f.avx2;
   d["avx_vnni"] = f.avx_vnni;
   d["avx512"] = f.avx512;
+  d["avx512_vnni"] = f.avx512_vnni;
   d["avx512_fp16"] = f.avx512_fp16;
   d["amx"] = f.amx;
   return d;
@@ -56,13 +57,18 @@ nb::dict missing_features() {
   return d;
 }
 
-nb::list run_self_test(const std::string& isa) {
+const Kernels& checked_kernels(const std::string& isa) {
   const Kernels* kernels = find_kernels(isa);
   if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  return *kernels;
+}
+
+nb::list run_self_test(const std::string& isa) {
+  const Kernels& kernels = checked_kernels(isa);
   std::vector<SelfTestResult> results;
   {
     nb::gil_scoped_release release;
-    results = self_test(*kernels);
+    results = self_test(kernels);
   }
   nb::list list;
   for (const SelfTestResult& result : results)
@@ -70,11 +76,7 @@ nb::list run_self_test(const std::string& isa) {
   return list;
 }
 
-int64_t kv_head_bytes(const std::string& isa, int64_t head_dim) {
-  const Kernels* kernels = find_kernels(isa);
-  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
-  return kernels->head_bytes(head_dim);
-}
+int64_t kv_head_bytes(const std::string& isa, int64_t head_dim) { return checked_kernels(isa).head_bytes(head_dim); }
 
 // Read rate of each thread walking its share of a buffer in four streams, as the kernels do; best of `repeats`, GB/s.
 double measure_bandwidth(int num_threads, int64_t num_bytes, int repeats) {
@@ -151,6 +153,12 @@ NB_MODULE(_native, module) {
       "allocate", [](size_t num_bytes) { return as_array(Buffer(num_bytes)); }, nb::arg("num_bytes"),
       nb::sig("def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]"),
       "Zeroed uint8 array in huge pages where the system grants them.");
+  module.def(
+      "arithmetic", [](const std::string& isa) { return checked_kernels(isa).arithmetic; }, nb::arg("isa"),
+      "Arithmetic of the linears of an instruction set: i16 or bf16.");
+  module.def(
+      "kv_type", [](const std::string& isa) { return checked_kernels(isa).kv_type; }, nb::arg("isa"),
+      "Type of keys and values of an instruction set: f32 or bf16.");
   module.def("kv_head_bytes", &kv_head_bytes, nb::arg("isa"), nb::arg("head_dim"),
              "Bytes of one key/value block of one head.");
   module.attr("BLOCK_TOKENS") = kBlockTokens;

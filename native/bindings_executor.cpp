@@ -4,6 +4,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "bindings.h"
 #include "cpu_features.h"
@@ -82,11 +84,12 @@ class PyExecutor {
     call.kind = Call::Kind::kEmbed;
     call.weights.push_back(weights_.at(static_cast<size_t>(weight)));
     call.width = call.weights[0].num_inputs;
+    if (call.width > int64_t{1} << 20) throw nb::value_error("a row of an embedding has at most 2^20 values");
     call.index = checked_index(index);
     if (call.index == Call::Index::kToken) num_tokens_ = std::min(num_tokens_, call.weights[0].num_outputs);
     if (call.index == Call::Index::kPosition) num_positions_ = std::min(num_positions_, call.weights[0].num_outputs);
     call.output = operand(output, call.width);
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_linear(nb::object output, nb::object input, const std::vector<int64_t>& weights,
@@ -112,7 +115,7 @@ class PyExecutor {
     call.inputs[0] = operand(input, call.width);
     if (!residual.is_none()) call.residual = operand(residual, num_outputs);
     call.norm = {vector(norm, call.width), nullptr, norm_eps, false, call.width};
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_attention(nb::object output, nb::object query, nb::object key, nb::object value, int64_t layer,
@@ -122,7 +125,7 @@ class PyExecutor {
     if (layer < 0 || layer >= config.num_layers || num_kv_heads != config.num_kv_heads || head_dim != config.head_dim ||
         num_heads < 1 || num_heads > int64_t{1} << 20 || num_heads % num_kv_heads != 0 || !fits_head(rotary, head_dim))
       throw nb::value_error("the attention does not fit the key/value cache");
-    if (window < 0 || !(softcap >= 0.0f) || (window && !is_causal))
+    if (window < 0 || !(softcap >= 0.0f) || !std::isfinite(softcap) || !std::isfinite(scale) || (window && !is_causal))
       throw nb::value_error("window and softcap of an attention are positive or 0, and only a causal one has a window");
     Call call;
     call.kind = Call::Kind::kAttention;
@@ -140,7 +143,7 @@ class PyExecutor {
     call.softcap = softcap;
     call.is_causal = is_causal;
     needs_whole_sequences_ |= !is_causal;
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_normalize(nb::object output, nb::object input, int64_t width, int64_t weight, int64_t bias, float eps,
@@ -149,7 +152,7 @@ class PyExecutor {
       throw nb::value_error("a norm has a weight, and groups that fill its rows");
     Call call = element_wise(Call::Kind::kNormalize, output, input, nb::none(), width);
     call.norm = {vector(weight, group_width), vector(bias, group_width), eps, is_layer, group_width};
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   // `weights`: gate, up and down of the first expert, of the second, and so on.
@@ -169,6 +172,8 @@ class PyExecutor {
         throw nb::value_error("the weights of experts have different shapes");
     }
     int64_t bytes = executor_.config().max_rows;
+    if (num_chosen * executor_.config().max_rows > std::numeric_limits<int32_t>::max())
+      throw nb::value_error("so many rows of experts cannot be counted");
     for (const int64_t factor : {num_experts, std::max(width, ff_width), int64_t{sizeof(float)}})
       if (__builtin_mul_overflow(bytes, factor, &bytes) || bytes > int64_t{1} << 50)
         throw nb::value_error("so many rows of experts fit into no memory");
@@ -178,7 +183,7 @@ class PyExecutor {
     call.inputs[0] = operand(input, width);
     call.inputs[1] = operand(router, num_experts);
     call.width = width;
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_rope(nb::object output, nb::object input, int64_t width, int64_t head_dim, int rotary) {
@@ -187,44 +192,45 @@ class PyExecutor {
     Call call = element_wise(Call::Kind::kRope, output, input, nb::none(), width);
     call.head_dim = head_dim;
     call.rotary = rotary;
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_gated_activation(nb::object output, nb::object gate, nb::object up, int64_t width,
                             const std::string& activation) {
     Call call = element_wise(Call::Kind::kGatedActivation, output, gate, up, width);
     call.activation = checked_activation(activation);
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_activate(nb::object output, nb::object input, int64_t width, const std::string& activation) {
     Call call = element_wise(Call::Kind::kActivate, output, input, nb::none(), width);
     call.activation = checked_activation(activation);
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_scale(nb::object output, nb::object input, int64_t width, float factor) {
+    if (!std::isfinite(factor)) throw nb::value_error("a factor is a finite number");
     Call call = element_wise(Call::Kind::kScale, output, input, nb::none(), width);
     call.factor = factor;
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_softcap(nb::object output, nb::object input, int64_t width, float cap) {
-    if (!(cap > 0.0f)) throw nb::value_error("a softcap is positive");
+    if (!(cap > 0.0f) || !std::isfinite(cap)) throw nb::value_error("a softcap is positive");
     Call call = element_wise(Call::Kind::kSoftcap, output, input, nb::none(), width);
     call.factor = cap;
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void add_add(nb::object output, nb::object left, nb::object right, int64_t width) {
-    executor_.add_call(element_wise(Call::Kind::kAdd, output, left, right, width));
+    add(element_wise(Call::Kind::kAdd, output, left, right, width));
   }
 
   void add_select_rows(nb::object output, nb::object input, int64_t width) {
     Call call = element_wise(Call::Kind::kSelectRows, output, input, nb::none(), width);
     if (call.output.arena != Operand::Arena::kSelected || call.inputs[0].arena != Operand::Arena::kAll)
       throw nb::value_error("rows are selected from the arena of all rows into the other one");
-    executor_.add_call(std::move(call));
+    add(std::move(call));
   }
 
   void finish(nb::object output) {
@@ -288,6 +294,19 @@ class PyExecutor {
     if (vector_sizes_.at(static_cast<size_t>(index)) != size)
       throw nb::value_error("a vector has not the width it is used for");
     return vectors_[static_cast<size_t>(index)];
+  }
+
+  // Rows of one operator are all of one arena; tokens and positions are known of the rows of all alone.
+  void add(Call call) {
+    const Operand::Arena arena = call.output.arena;
+    bool is_one = true;
+    for (const Operand* source : {&call.inputs[0], &call.inputs[1], &call.inputs[2], &call.residual})
+      is_one &= source->offset < 0 || source->arena == arena;
+    const bool is_placed =
+        call.kind == Call::Kind::kEmbed || call.kind == Call::Kind::kRope || call.kind == Call::Kind::kAttention;
+    if ((!is_one && call.kind != Call::Kind::kSelectRows) || (is_placed && arena != Operand::Arena::kAll))
+      throw nb::value_error("the operands of an operator belong to different rows");
+    executor_.add_call(std::move(call));
   }
 
   Call element_wise(Call::Kind kind, nb::object output, nb::object first, nb::object second, int64_t width) const {

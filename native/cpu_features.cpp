@@ -64,7 +64,7 @@ Missing missing_of(Missing missing, std::initializer_list<Feature> features, Fea
 }
 
 struct MissingFeatures {
-  Missing avx2, avx_vnni, avx512, avx512_fp16, amx;
+  Missing avx2, avx_vnni, avx512, avx512_vnni, avx512_fp16, amx;
 };
 
 MissingFeatures detect() {
@@ -83,13 +83,13 @@ MissingFeatures detect() {
                          {"avx512dq", bit(seven.b, 17)},
                          {"avx512cd", bit(seven.b, 28)},
                          {"avx512bw", bit(seven.b, 30)},
-                         {"avx512vl", bit(seven.b, 31)},
-                         {"avx512vbmi", bit(seven.c, 1)},
-                         {"avx512_vnni", bit(seven.c, 11)}},
+                         {"avx512vl", bit(seven.b, 31)}},
                         zmm);
+  m.avx512_vnni = missing_of(m.avx512, {{"avx512_vnni", bit(seven.c, 11)}}, zmm);
   m.avx512_fp16 = missing_of(m.avx512, {{"avx512_fp16", bit(seven.d, 23)}}, zmm);
   m.amx = missing_of(m.avx512,
-                     {{"avx512_vbmi2", bit(seven.c, 6)},
+                     {{"avx512vbmi", bit(seven.c, 1)},
+                      {"avx512_vbmi2", bit(seven.c, 6)},
                       {"avx512_bf16", bit(seven_one.a, 5)},
                       {"amx_bf16", bit(seven.d, 22)},
                       {"amx_tile", bit(seven.d, 24)},
@@ -111,7 +111,9 @@ std::vector<IsaSupport> list_isas() {
 #if SUBSECOND_X86
   const MissingFeatures& missing = missing_features();
   list.push_back({"amx", missing.amx, amx::kernels});
+  list.push_back({"avx512vnni", missing.avx512_vnni, avx512vnni::kernels});
   list.push_back({"avx512", missing.avx512, avx512::kernels});
+  list.push_back({"avxvnni", missing.avx_vnni, avxvnni::kernels});
   list.push_back({"avx2", missing.avx2, avx2::kernels});
 #endif
   list.push_back({"scalar", {}, scalar::kernels});
@@ -132,6 +134,7 @@ CpuFeatures list_features() {
   f.avx2 = missing.avx2.empty();
   f.avx_vnni = missing.avx_vnni.empty();
   f.avx512 = missing.avx512.empty();
+  f.avx512_vnni = missing.avx512_vnni.empty();
   f.avx512_fp16 = missing.avx512_fp16.empty();
   f.amx = missing.amx.empty();
 #endif

@@ -11,9 +11,10 @@ namespace subsecond {
 struct CpuFeatures {
   bool avx2 = false;  // AVX2, FMA, F16C, BMI2
   bool avx_vnni = false;
-  bool avx512 = false;  // F, BW, VL, DQ, CD, VNNI, VBMI
+  bool avx512 = false;  // F, BW, VL, DQ, CD
+  bool avx512_vnni = false;
   bool avx512_fp16 = false;
-  bool amx = false;  // tiles with int8 and bf16, AVX512_BF16 and VBMI2, and the permission of the kernel to use them
+  bool amx = false;  // tiles with int8 and bf16, AVX512_BF16, VBMI and VBMI2, and the leave to use them
 };
 
 const CpuFeatures& cpu_features();

@@ -47,7 +47,8 @@ static inline V times_sigmoid(V x, V y) { return V::div(x, V::add(V::set1(1.0f),
 // t = 1 / (1 + 0.33 a), P fitted for the least relative error, 5e-8 (the form is that of Abramowitz and
 // Stegun, 7.1.26).
 static inline V gelu(V x) {
-  const V a = V::max(x, V::sub(V::set1(0.0f), x));
+  // bounded, so that an infinite x meets no zero; the operands' order lets NaN through
+  const V a = V::min(V::set1(1e4f), V::max(x, V::sub(V::set1(0.0f), x)));
   const V t = V::div(V::set1(1.0f), V::fma(a, V::set1(0.33f), V::set1(1.0f)));
   constexpr float coefficients[] = {0.12486914f, -0.27079603f, 0.22864859f, -0.059216496f,
                                     0.12292442f, 0.11079453f,  0.13233908f, 0.13162014f};

@@ -1,4 +1,4 @@
-// Attention of the f32 arithmetic; included by f32_kernels.inl.h.
+// Attention in float32; included by f32_kernels.inl.h.
 //
 // A block of 32 positions of one head is K [head_dim][32] then V [32][padded head_dim], float32. Rows walk the blocks
 // in order with a running maximum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), one block a time, so

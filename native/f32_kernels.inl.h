@@ -1,8 +1,9 @@
-// Kernels of the f32 arithmetic, written once over a vector `V` of sixteen floats and compiled once per instruction
-// set.
+// Kernels of every instruction set but AMX, written once over a vector `V` of sixteen floats and compiled once per
+// instruction set: operators in float32, linears of quantized weights in i16 arithmetic.
 //
-// The including file defines, in its own namespace, `V` with the operations used here, kRowBlock, kColumnBlock,
-// kSingleRows and the code readers.
+// The including file defines, in its own namespace, `V` and `I` with the operations used here, dot_add, the code
+// readers, kRowBlock (rows by sixteen outputs in registers; divides kGroupRows) and, for unquantized weights,
+// kFloatRows and kColumnBlock.
 
 #include "elementwise.inl.h"
 #include "tile_scales.inl.h"
@@ -182,135 +183,31 @@ static void unpack_rows(const PackedWeight& weight, int64_t panel, int begin, in
   });
 }
 
-// sums[n] = activations . row n of a panel, for one row of activations: the weights never leave the registers. The
-// order of additions is that of dot_block.
-template <Format F>
-static void dot_single(const PackedWeight& weight, int64_t panel, const float* a, float* sums) {
-  for (int first = 0; first < 16; first += kSingleRows) {
-    V acc[kSingleRows];
-    for (int n = 0; n < kSingleRows; ++n) acc[n] = V::set1(0.0f);
-    each_tile<F>(weight, panel, [&](int64_t t, const uint8_t* tile, const TileScales& scales) {
-      const V low = V::load(a + t * kTileInputs), high = V::load(a + t * kTileInputs + 16);
-      for (int n = 0; n < kSingleRows; ++n) {
-        acc[n] = V::fma(low, read_weights<F>(tile, scales, first + n, 0), acc[n]);
-        acc[n] = V::fma(high, read_weights<F>(tile, scales, first + n, 1), acc[n]);
-      }
-    });
-    for (int n = 0; n < kSingleRows; ++n) sums[first + n] = V::sum(acc[n]);
-  }
-}
+using UnpackRows = void (*)(const PackedWeight&, int64_t, int, int, float*);
 
-struct FormatKernels {
-  void (*unpack_rows)(const PackedWeight&, int64_t, int, int, float*);
-  void (*dot_single)(const PackedWeight&, int64_t, const float*, float*);
-};
-
-static constexpr auto kFormatKernels =
-    format_table([]<Format F>() { return FormatKernels{unpack_rows<F>, dot_single<F>}; });
-
-static inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[format]; }
+static constexpr auto kUnpackRows = format_table([]<Format F>() -> UnpackRows { return unpack_rows<F>; });
 
 static void unpack_row(const PackedWeight& weight, int64_t index, float* output) {
   const int64_t panel = index / kPanelOutputs;
   const int n = static_cast<int>(index % kPanelOutputs);
-  if (weight.num_inputs % kTileInputs == 0)
-    return kernels_of(weight.format).unpack_rows(weight, panel, n, n + 1, output);
+  if (weight.num_inputs % kTileInputs == 0) return kUnpackRows[weight.format](weight, panel, n, n + 1, output);
   const int64_t bytes = weight.num_tiles() * kTileInputs * static_cast<int64_t>(sizeof(float));
   float* padded = static_cast<float*>(__builtin_alloca(static_cast<size_t>(bytes)));
-  kernels_of(weight.format).unpack_rows(weight, panel, n, n + 1, padded);
+  kUnpackRows[weight.format](weight, panel, n, n + 1, padded);
   __builtin_memcpy(output, padded, static_cast<size_t>(weight.num_inputs) * sizeof(float));
 }
 
-// --- linear ---------------------------------------------------------------------------------------------------------
-
-static int64_t activation_bytes(int64_t num_rows, int64_t width) {
-  return num_rows * padded_width(width) * static_cast<int64_t>(sizeof(float));
-}
-
-static void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
-  const int64_t padded = padded_width(args.width);
-  const int64_t last = end * kGroupRows < args.num_rows ? end * kGroupRows : args.num_rows;
-  for (int64_t row = begin * kGroupRows; row < last; ++row) {
-    const float* x = args.input.row(row);
-    float* out = reinterpret_cast<float*>(args.packed) + row * padded;
-    const V factor = V::set1(args.norm_weight ? norm_factor(x, args.width, args.norm_eps) : 1.0f);
-    for (int64_t k = 0; k < padded; k += 16) {
-      const int64_t left = args.width - k;
-      V v = left > 0 ? load_lanes(x + k, left) : V::set1(0.0f);
-      if (args.norm_weight && left > 0) v = V::mul(V::mul(v, factor), load_lanes(args.norm_weight + k, left));
-      V::store(out + k, v);
-    }
-  }
-}
-
-// sums[r][c] = activations row r . weights row c, R rows by C columns at once.
-template <int R, int C>
-static inline void dot_block(const float* a, const float* w, int64_t width, float* sums) {
-  V acc[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) acc[r][c] = V::set1(0.0f);
-  for (int64_t k = 0; k < width; k += 16) {
-    V weight[C];
-    for (int c = 0; c < C; ++c) weight[c] = V::load(w + c * width + k);
-    for (int r = 0; r < R; ++r) {
-      const V x = V::load(a + r * width + k);
-      for (int c = 0; c < C; ++c) acc[r][c] = V::fma(x, weight[c], acc[r][c]);
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sums[r * 16 + c] = V::sum(acc[r][c]);
-}
-
-template <int R>
-static inline void dot_panel(const float* a, const float* w, int64_t width, float* sums) {
-  for (int c = 0; c < 16; c += kColumnBlock) dot_block<R, kColumnBlock>(a, w + c * width, width, sums + c);
-}
-
-static void linear_panel(const LinearArgs& args, int weight, int64_t panel, int64_t column_offset, float* scratch) {
-  const int64_t width = args.weights[weight].num_tiles() * kTileInputs, column = panel * kPanelOutputs;
-  const int num_parts = args.is_gated ? 2 : 1;
-  const float* a = reinterpret_cast<const float*>(args.packed);
-  float sums[2][kRowBlock * 16];
-  for (int part = 0; part < num_parts; ++part) {
-    const PackedWeight& w = args.weights[weight + part];
-    if (args.num_rows == 1)
-      kernels_of(w.format).dot_single(w, panel, a, sums[part]);
-    else
-      kernels_of(w.format).unpack_rows(w, panel, 0, 16, scratch + part * 16 * width);
-  }
-  for (int64_t row = 0; row < args.num_rows;) {
-    const int64_t count = args.num_rows - row >= kRowBlock ? kRowBlock : 1;
-    for (int part = 0; part < num_parts && args.num_rows > 1; ++part) {
-      const float* w = scratch + part * 16 * width;
-      if (count == kRowBlock)
-        dot_panel<kRowBlock>(a + row * width, w, width, sums[part]);
-      else
-        dot_panel<1>(a + row * width, w, width, sums[part]);
-    }
-    for (int64_t r = 0; r < count; ++r, ++row)
-      write_outputs(args, weight, row, column, column_offset + column, sums[0] + 16 * r,
-                    args.is_gated ? sums[1] + 16 * r : nullptr);
-  }
-}
-
-static void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const UnitPanels work = unit_panels(args, unit);
-    for (int i = 0; i < work.num_panels; ++i)
-      linear_panel(args, work.weight, work.panels[i], work.column_offset, reinterpret_cast<float*>(scratch));
-  }
-}
-
 #include "f32_attention.inl.h"
+#include "i16_linear.inl.h"
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
-  const int64_t panels = 2 * 16 * padded_width(max_inputs);
-  const int64_t heads = kHeadBlock * (2 * padded_width(head_dim) + kBlockTokens);
-  return (panels > heads ? panels : heads) * static_cast<int64_t>(sizeof(float));
+  const int64_t panels = 4 * unpacked_bytes(padded_width(max_inputs));
+  const int64_t heads = kHeadBlock * (2 * padded_width(head_dim) + kBlockTokens) * static_cast<int64_t>(sizeof(float));
+  return panels > heads ? panels : heads;
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
-  return Kernels{isa,      "f32",    "f32",  activation_bytes, scratch_bytes, head_bytes, pack_rows,
+  return Kernels{isa,      "i16",    "f32",  activation_bytes, scratch_bytes, head_bytes, pack_rows,
                  linear,   store_kv, attend, attend_rows,      normalize,     rope,       gated_activation,
                  activate, add,      scale,  softcap,          softmax,       add_scaled, unpack_row};
 }

@@ -1,8 +1,9 @@
 // The contract between the executor and the kernels of one instruction set: plain structs and function pointers.
 //
-// Two arithmetics. "f32": weights are expanded to float32 and every product is a float32 fused multiply-add; scalar,
-// AVX2 and AVX-512 give the same bits. "bf16": weights and activations are rounded to bfloat16, products are exact and
-// sums float32 (AMX). In both, a row of a result depends on nothing but that row's inputs, never on the number of rows.
+// Two arithmetics. "i16": activations are rounded to 16 bits in blocks of 32, the products of codes are summed exactly
+// and scaled in float32; scalar, AVX2 and AVX-512 with and without VNNI give the same bits. "bf16": weights and
+// activations are rounded to bfloat16, products are exact and sums float32 (AMX). In both, a row of a result depends on
+// nothing but that row's inputs, never on the number of rows.
 #pragma once
 
 #include <cstddef>
@@ -180,7 +181,13 @@ const Kernels& kernels();
 namespace avx2 {
 const Kernels& kernels();
 }
+namespace avxvnni {
+const Kernels& kernels();
+}
 namespace avx512 {
+const Kernels& kernels();
+}
+namespace avx512vnni {
 const Kernels& kernels();
 }
 namespace amx {

@@ -199,7 +199,7 @@ void test_element_wise(const Kernels& kernels, std::vector<SelfTestResult>& resu
 
 std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   std::vector<SelfTestResult> results;
-  const bool is_exact = std::strcmp(kernels.arithmetic, "f32") == 0;
+  const bool is_exact = std::strcmp(kernels.arithmetic, scalar::kernels().arithmetic) == 0;
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   const Numbers numbers;

@@ -11,8 +11,8 @@ namespace subsecond {
 struct SelfTestResult {
   std::string kernel;  // operator and format, such as "linear_q4_1"
   double error;        // largest difference, relative to the largest value
-  double tolerance;    // 0 for the f32 arithmetic, whose bits agree; a few roundings of bfloat16 otherwise
-  uint64_t digest;     // of the bits of the results: equal on every machine for kernels of the f32 arithmetic
+  double tolerance;    // 0 for the arithmetic of the scalar kernels, whose bits agree; else some roundings of bfloat16
+  uint64_t digest;     // of the bits of the results: equal on every machine for every arithmetic but bf16
   bool has_passed() const { return error <= tolerance; }
 };
 

@@ -36,18 +36,26 @@ inline void store_interleaved(float* out, V first, V second) {
   _mm512_store_ps(out + 16, _mm512_permutex2var_ps(first.v, high, second.v));
 }
 
+inline V plain_nan(V v) {
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
+  return {_mm512_mask_mov_ps(v.v, is_nan, _mm512_set1_ps(__builtin_nanf("")))};
+}
+
+// A NaN whose fraction is full would be rounded to zero by as_table.
+inline RowScales plain_nans(RowScales scales) { return {plain_nan(scales.d), plain_nan(scales.m)}; }
+
 // The scales of tile `t`. To be called some tiles before they are used, so that single values need not wait for the
 // store of the whole vector.
 template <Format F>
 inline void read_scales(const uint8_t* panel, int64_t t, Scales& scales) {
   if constexpr (format_info(F).is_plain()) return;
   const auto [header, tile] = find_tile<F>(panel, t);
-  const RowScales first = tile_scales<F>(header, tile, 0);
+  const RowScales first = plain_nans(tile_scales<F>(header, tile, 0));
   if constexpr (format_info(F).num_scales() == 1) {
     _mm512_store_ps(scales.d, first.d.v);
     _mm512_store_ps(scales.m, first.m.v);
   } else {
-    const RowScales second = tile_scales<F>(header, tile, 1);
+    const RowScales second = plain_nans(tile_scales<F>(header, tile, 1));
     store_interleaved(scales.d, first.d, second.d);
     store_interleaved(scales.m, first.m, second.m);
   }

@@ -1,4 +1,4 @@
-// Kernels for AVX-512 (F, BW, VL, DQ): sixteen lanes are one register.
+// Kernels for AVX-512 (F, BW, VL, DQ, CD): sixteen lanes are one register.
 
 #include "../kernels.h"
 
@@ -9,8 +9,11 @@ namespace {
 
 #include "vector.inl.h"
 
-constexpr int kRowBlock = 4;
-constexpr int kSingleRows = 8;
+// Products of pairs of 16-bit codes, added to 32-bit sums.
+inline I dot_add(I sum, I a, I b) { return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))}; }
+
+constexpr int kRowBlock = 8;
+constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
 
 #include "../f32_kernels.inl.h"

@@ -1,4 +1,5 @@
-// Sixteen floats in one AVX-512 register, and the code readers; included inside a namespace by avx512 and amx kernels.
+// Sixteen floats, or sixteen words of 32 bits, in one AVX-512 register, and the code readers; included inside a
+// namespace by avx512, avx512vnni and amx kernels.
 
 struct V {
   __m512 v;
@@ -105,3 +106,79 @@ inline V codes_nonlinear(const uint8_t* p, int half) {
 }
 
 inline V codes_s8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(p)))}; }
+
+// Sixteen lanes of 32 bits, most often pairs of signed 16-bit codes.
+struct I {
+  __m512i v;
+
+  static I load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  static void store(void* p, I a) { _mm512_storeu_si512(p, a.v); }
+  static I set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static I zero() { return {_mm512_setzero_si512()}; }
+  static I both(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+  // a | (b & mask)
+  static I add_bits(I a, I b, I mask) { return {_mm512_ternarylogic_epi32(a.v, b.v, mask.v, 0xf8)}; }
+  // 16-bit words shifted to the right, or to the left where n is negative.
+  template <int n>
+  static I shift(I a) {
+    if constexpr (n > 0) return {_mm512_srli_epi16(a.v, n)};
+    if constexpr (n < 0) return {_mm512_slli_epi16(a.v, -n)};
+    return a;
+  }
+  // High bytes of 16-bit words with their signs.
+  static I high_bytes(I a) { return {_mm512_srai_epi16(a.v, 8)}; }
+  // High words shifted to the right by one.
+  static I shift_high_words(I a) { return {_mm512_srlv_epi16(a.v, _mm512_set1_epi32(0x10000))}; }
+  // Bytes `order` of every lane; 0x80 gives zero.
+  static I shuffle(I a, uint32_t order) {
+    const __m512i lanes = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c));
+    return {_mm512_shuffle_epi8(a.v, _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(order)), lanes))};
+  }
+  static I look_up(const int8_t* table, I bytes) {
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load16(reinterpret_cast<const uint8_t*>(table))), bytes.v)};
+  }
+  static I add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  static V to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+};
+
+// Sixteen rows of sixteen bytes, four a register: lane n of out[v] is word v of row n.
+inline void transpose_rows(__m512i r0, __m512i r1, __m512i r2, __m512i r3, I (&out)[4]) {
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
+  const __m512i a = _mm512_permutex2var_epi32(r0, first, r1), b = _mm512_permutex2var_epi32(r2, first, r3);
+  const __m512i c = _mm512_permutex2var_epi32(r0, second, r1), d = _mm512_permutex2var_epi32(r2, second, r3);
+  out[0].v = _mm512_shuffle_i64x2(a, b, 0x44);
+  out[1].v = _mm512_shuffle_i64x2(a, b, 0xee);
+  out[2].v = _mm512_shuffle_i64x2(c, d, 0x44);
+  out[3].v = _mm512_shuffle_i64x2(c, d, 0xee);
+}
+
+// Half 0 or 1 of four rows of 32 bytes.
+template <int half>
+inline __m512i load_halves(const uint8_t* p) {
+  return _mm512_shuffle_i64x2(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), half ? 0xdd : 0x88);
+}
+
+// Sixteen bytes from `start` on of sixteen rows that are `stride` bytes apart (16 or 32).
+template <int stride, int start>
+inline void transpose_four(const uint8_t* p, I (&out)[4]) {
+  if constexpr (stride == 16)
+    transpose_rows(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), _mm512_loadu_si512(p + 128),
+                   _mm512_loadu_si512(p + 192), out);
+  else
+    transpose_rows(load_halves<start / 16>(p), load_halves<start / 16>(p + 128), load_halves<start / 16>(p + 256),
+                   load_halves<start / 16>(p + 384), out);
+}
+
+// The same for rows of eight bytes side by side.
+inline void transpose_two(const uint8_t* p, I (&out)[2]) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64);
+  out[0].v = _mm512_permutex2var_epi32(a, even, b);
+  out[1].v = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
+
+// Integral floats within 16 bits.
+inline void store_words(int16_t* p, V v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v.v)));
+}

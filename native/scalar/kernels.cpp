@@ -150,8 +150,117 @@ V codes_s8(const uint8_t* p) {
   return V::each([&](int i) { return static_cast<float>(static_cast<int8_t>(p[i])); });
 }
 
+// Sixteen lanes of 32 bits, most often pairs of signed 16-bit codes.
+struct I {
+  uint32_t lane[16];
+
+  template <class F>
+  static I each(F f) {
+    I v;
+    for (int i = 0; i < 16; ++i) v.lane[i] = f(i);
+    return v;
+  }
+  // f of both words of every lane.
+  template <class F>
+  static I each_word(I a, F f) {
+    return each([&](int i) { return (f(a.lane[i] & 0xffff) & 0xffff) | f(a.lane[i] >> 16) << 16; });
+  }
+  static I load(const void* p) {
+    I v;
+    __builtin_memcpy(v.lane, p, 64);
+    return v;
+  }
+  static void store(void* p, I a) { __builtin_memcpy(p, a.lane, 64); }
+  static I set1(int32_t x) {
+    return each([&](int) { return static_cast<uint32_t>(x); });
+  }
+  static I zero() { return set1(0); }
+  static I both(I a, I b) {
+    return each([&](int i) { return a.lane[i] & b.lane[i]; });
+  }
+  static I add_bits(I a, I b, I mask) {
+    return each([&](int i) { return a.lane[i] | (b.lane[i] & mask.lane[i]); });
+  }
+  // 16-bit words shifted to the right, or to the left where n is negative.
+  template <int n>
+  static I shift(I a) {
+    return each_word(a, [](uint32_t word) { return n > 0 ? word >> (n & 15) : word << (-n & 15); });
+  }
+  // High bytes of 16-bit words with their signs.
+  static I high_bytes(I a) {
+    return each_word(a, [](uint32_t word) { return static_cast<uint32_t>(static_cast<int8_t>(word >> 8)); });
+  }
+  // High words shifted to the right by one.
+  static I shift_high_words(I a) {
+    return each([&](int i) { return (a.lane[i] & 0xffff) | (a.lane[i] >> 17) << 16; });
+  }
+  // Bytes `order` of every lane; 0x80 gives zero.
+  static I shuffle(I a, uint32_t order) {
+    return each([&](int i) {
+      uint32_t bytes = 0;
+      for (int b = 0; b < 32; b += 8) {
+        const uint32_t source = order >> b & 255;
+        if (source < 4) bytes |= (a.lane[i] >> (8 * source) & 255) << b;
+      }
+      return bytes;
+    });
+  }
+  static I look_up(const int8_t* table, I indices) {
+    return each([&](int i) {
+      uint32_t bytes = 0;
+      for (int b = 0; b < 32; b += 8) {
+        const uint32_t index = indices.lane[i] >> b & 255;
+        if (index < 16) bytes |= static_cast<uint32_t>(static_cast<uint8_t>(table[index])) << b;
+      }
+      return bytes;
+    });
+  }
+  static I add(I a, I b) {
+    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static V to_float(I a) {
+    return V::each([&](int i) { return static_cast<float>(static_cast<int32_t>(a.lane[i])); });
+  }
+};
+
+int32_t low_word(uint32_t lane) { return static_cast<int16_t>(lane & 0xffff); }
+
+int32_t high_word(uint32_t lane) { return static_cast<int16_t>(lane >> 16); }
+
+// Products of pairs of 16-bit codes, added to 32-bit sums.
+I dot_add(I sum, I a, I b) {
+  return I::each([&](int i) {
+    return sum.lane[i] + static_cast<uint32_t>(low_word(a.lane[i]) * low_word(b.lane[i])) +
+           static_cast<uint32_t>(high_word(a.lane[i]) * high_word(b.lane[i]));
+  });
+}
+
+// Lane n is the word at p of row n.
+I gather(const uint8_t* p, int stride) {
+  return I::each([&](int n) {
+    const uint8_t* word = p + n * stride;
+    return word[0] | word[1] << 8 | word[2] << 16 | static_cast<uint32_t>(word[3]) << 24;
+  });
+}
+
+// Sixteen bytes from `start` on of sixteen rows that are `stride` bytes apart.
+template <int stride, int start>
+void transpose_four(const uint8_t* p, I (&out)[4]) {
+  for (int v = 0; v < 4; ++v) out[v] = gather(p + start + 4 * v, stride);
+}
+
+// The same for rows of eight bytes side by side.
+void transpose_two(const uint8_t* p, I (&out)[2]) {
+  for (int v = 0; v < 2; ++v) out[v] = gather(p + 4 * v, 8);
+}
+
+// Integral floats within 16 bits; NaN has no code.
+void store_words(int16_t* p, V v) {
+  for (int i = 0; i < 16; ++i) p[i] = v.lane[i] == v.lane[i] ? static_cast<int16_t>(v.lane[i]) : int16_t{0};
+}
+
 constexpr int kRowBlock = 1;
-constexpr int kSingleRows = 1;
+constexpr int kFloatRows = 1;
 constexpr int kColumnBlock = 1;
 
 #include "../f32_kernels.inl.h"

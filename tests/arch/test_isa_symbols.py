@@ -12,7 +12,7 @@ import pytest
 
 from tests.arch.source_tree import ROOT, report
 
-ISA_FOLDERS = ("avx2", "avx512", "amx")
+ISA_FOLDERS = ("avx2", "avxvnni", "avx512", "avx512vnni", "amx")
 X86_64 = (62).to_bytes(2, "little")  # the machine in the header of an object file
 # What x86-64 has from its first processors on needs none of these registers, encodings and instructions.
 OPTIONAL_INSTRUCTION = re.compile(

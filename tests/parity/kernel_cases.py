@@ -15,7 +15,7 @@ from subsecond.backends.native.weights import PACKED_FORMATS
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-F32_ISAS = [isa for isa in ISAS if isa != "amx"]
+I16_ISAS = [isa for isa in ISAS if isa != "amx"]
 FORMATS = PACKED_FORMATS
 BLOCK_INPUTS = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
 SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
@@ -36,8 +36,13 @@ class StoredWeight:
         return _native.kernels.weight(self.format, num_outputs, num_inputs, self.packed)
 
 
-def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: float = 1.0) -> StoredWeight:
-    """Random stored blocks with moderate scales, decoded by the `gguf` package; `gain` is for plain formats."""
+def random_weight(
+    name: str, n: int, k: int, rng: np.random.Generator, *, gain: float = 1.0, damaged: int | None = None
+) -> StoredWeight:
+    """Random stored blocks with moderate scales, decoded by the `gguf` package; `gain` is for plain formats.
+
+    `damaged` are the bits of the first scale of row 3, where it is another one.
+    """
     kind = gguf.GGMLQuantizationType[name]
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     assert k % per_block == 0
@@ -49,6 +54,9 @@ def random_weight(name: str, n: int, k: int, rng: np.random.Generator, *, gain: 
         for at in SCALES_AT.get(name, (0,)):
             scale = rng.uniform(0.002, 0.02, stored.shape[:2]).astype(np.float16)
             stored[..., at : at + 2] = scale.view(np.uint8).reshape(*scale.shape, 2)
+        if damaged is not None:
+            at = SCALES_AT.get(name, (0,))[0]
+            stored[3, 0, at : at + 2] = np.array([damaged], np.uint16).view(np.uint8)
         stored = stored.reshape(n, -1)
     values = gguf.quants.dequantize(stored, kind).reshape(n, k).astype(np.float32)
     packed = np.zeros(_native.packed_size(name, n, k), np.uint8)
@@ -76,6 +84,16 @@ def activate(x: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
     if activation == "gelu":
         return np.asarray(x * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)) / 2)
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
+def round_i16(x: Floats) -> NDArray[np.float64]:
+    """Round every block of 32 inputs to 16-bit codes times a scale; finite values only."""
+    rows, k = x.shape
+    blocks = np.pad(x, ((0, 0), (0, -k % 32))).reshape(rows, -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    inverse = np.float32(32767) / np.where(largest > 1e-30, largest, np.float32(1))
+    scale = largest * (np.float32(1) / np.float32(32767))
+    return np.asarray((np.rint(blocks * inverse).astype(np.float64) * scale).reshape(rows, -1)[:, :k])
 
 
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:

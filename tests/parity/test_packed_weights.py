@@ -16,7 +16,7 @@ from subsecond.core.errors import FormatError
 from subsecond.formats.artifact import Artifact, ArtifactWriter
 from subsecond.formats.artifact_manifest import SourceFile
 from subsecond.formats.gguf_types import TensorType
-from tests.parity.kernel_cases import F32_ISAS
+from tests.parity.kernel_cases import I16_ISAS
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"experts": (3, 20, 64), "one": (1, 4, 32), "matrix": (17, 96), "norm": (7,)}
 
@@ -56,7 +56,7 @@ def check(weights: PackedWeights, source: RandomSource) -> None:
         rows = np.empty((num_outputs, num_inputs), np.float32)
         for index, expected in enumerate(source.values[name].reshape(matrix.count, num_outputs, num_inputs)):
             handle = _native.kernels.weight("Q8_0", num_outputs, num_inputs, matrix.part(index))
-            _native.kernels.unpack(F32_ISAS[0], handle, rows)
+            _native.kernels.unpack(I16_ISAS[0], handle, rows)
             np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(weights.vectors["norm"], source.values["norm"])
     assert set(weights.matrices) | set(weights.vectors) == set(SHAPES)

@@ -38,6 +38,12 @@ def pack_into(format: str, num_outputs: int, num_inputs: int, stored: Annotated[
 def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]:
     """Zeroed uint8 array in huge pages where the system grants them."""
 
+def arithmetic(isa: str) -> str:
+    """Arithmetic of the linears of an instruction set: i16 or bf16."""
+
+def kv_type(isa: str) -> str:
+    """Type of keys and values of an instruction set: f32 or bf16."""
+
 def kv_head_bytes(isa: str, head_dim: int) -> int:
     """Bytes of one key/value block of one head."""
 

@@ -83,19 +83,19 @@ class GraphBuilder:
         """Rotate heads by position."""
         if rotary.frequency_factors:
             self._weight(rotary.frequency_factors, (rotary.dims // 2,))
-        return self._emit(Rope(output, source, head_dim, rotary), self.width(source))
+        return self._emit(Rope(output, source, head_dim, rotary), self.width(source), self._values[source].rows)
 
     def attention(self, op: Attention) -> str:
         """Grouped attention over the sequence."""
-        return self._emit(op, op.num_heads * op.head_dim)
+        return self._emit(op, op.num_heads * op.head_dim, self._values[op.query].rows)
 
     def gated_activation(self, output: str, gate: str, up: str, activation: Activation) -> str:
         """activation(gate) * up."""
-        return self._emit(GatedActivation(output, gate, up, activation), self.width(gate))
+        return self._emit(GatedActivation(output, gate, up, activation), self.width(gate), self._values[gate].rows)
 
     def activate(self, output: str, source: str, activation: Activation) -> str:
         """activation(source)."""
-        return self._emit(Activate(output, source, activation), self.width(source))
+        return self._emit(Activate(output, source, activation), self.width(source), self._values[source].rows)
 
     def mixture_of_experts(self, op: MixtureOfExperts, num_experts: int, ff_width: int) -> str:
         """A weighted sum of `num_chosen` feed-forward parts a row."""
@@ -103,11 +103,11 @@ class GraphBuilder:
         self._weight(op.gate, (num_experts, ff_width, width))
         self._weight(op.up, (num_experts, ff_width, width))
         self._weight(op.down, (num_experts, width, ff_width))
-        return self._emit(op, width)
+        return self._emit(op, width, self._values[op.input].rows)
 
     def add(self, output: str, left: str, right: str) -> str:
         """left + right."""
-        return self._emit(Add(output, left, right), self.width(left))
+        return self._emit(Add(output, left, right), self.width(left), self._values[left].rows)
 
     def scale(self, output: str, source: str, factor: float) -> str:
         """source * factor."""

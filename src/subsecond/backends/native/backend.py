@@ -110,8 +110,7 @@ class NativeBackend:
     @property
     def variant(self) -> str:
         """Weight reading, arithmetic and key/value type."""
-        arithmetic = "bf16" if self.isa == "amx" else "f32"
-        return f"faithful/{arithmetic}/kv-{arithmetic}"
+        return f"faithful/{_native.arithmetic(self.isa)}/kv-{_native.kv_type(self.isa)}"
 
     @property
     def kv_bytes(self) -> int:

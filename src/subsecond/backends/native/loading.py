@@ -140,7 +140,7 @@ def report() -> dict[str, Any]:
     return {
         "error": error,
         "chosen": chosen,
-        "arithmetic": None if chosen is None else "bf16" if chosen == "amx" else "f32",
+        "arithmetic": None if chosen is None else _native.arithmetic(chosen),
         "forced_by": ISA_VARIABLE if forced else None,
         "features": _native.cpu_features(),
         "available": available,
@@ -167,6 +167,7 @@ def _isa_report(isa: str, missing: list[str], chosen: str | None, forced: str | 
         reason = f"{chosen} is better"
     return {
         "isa": isa,
+        "arithmetic": None if missing else _native.arithmetic(isa),
         "can_run": not missing and not failed,
         "is_chosen": isa == chosen,
         "missing": missing,

@@ -1,0 +1,28 @@
+// Kernels for AVX-512 with its VNNI dot products.
+
+#include "../kernels.h"
+
+#include <immintrin.h>
+
+namespace subsecond::avx512vnni {
+namespace {
+
+#include "../avx512/vector.inl.h"
+
+// Products of pairs of 16-bit codes, added to 32-bit sums.
+inline I dot_add(I sum, I a, I b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
+
+constexpr int kRowBlock = 16;
+constexpr int kFloatRows = 4;
+constexpr int kColumnBlock = 4;
+
+#include "../f32_kernels.inl.h"
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table = make_kernels("avx512vnni");
+  return table;
+}
+
+}  // namespace subsecond::avx512vnni

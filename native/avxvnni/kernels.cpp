@@ -1,0 +1,30 @@
+// Kernels for AVX2 with AVX-VNNI, its integer dot products.
+
+#include "../kernels.h"
+
+#include <immintrin.h>
+
+namespace subsecond::avxvnni {
+namespace {
+
+#include "../avx2/vector.inl.h"
+
+// Products of pairs of 16-bit codes, added to 32-bit sums.
+inline I dot_add(I sum, I a, I b) {
+  return {_mm256_dpwssd_avx_epi32(sum.low, a.low, b.low), _mm256_dpwssd_avx_epi32(sum.high, a.high, b.high)};
+}
+
+constexpr int kRowBlock = 4;
+constexpr int kFloatRows = 2;
+constexpr int kColumnBlock = 2;
+
+#include "../f32_kernels.inl.h"
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels table = make_kernels("avxvnni");
+  return table;
+}
+
+}  // namespace subsecond::avxvnni

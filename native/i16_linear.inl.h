@@ -1,0 +1,429 @@
+// Linear layers in i16 arithmetic; included by f32_kernels.inl.h.
+//
+// A row of activations is quantized in blocks of 32: codes of 16 bits with one float32 scale, the largest magnitude
+// over 32767. Codes of weights times codes of activations are summed exactly in 32 bits over a block, or over half of
+// it where a format has two scales a row; the sums become float32 and are scaled by the weight's d and the block's
+// scale. The minimum m of a format is multiplied by the sum of the block's activations. The order of these float32
+// operations is one for all instruction sets and any number of rows, hence so are the bits. Weights that are stored
+// unquantized are multiplied as float32. An infinite or NaN activation, or a block whose sum overflows float32, makes
+// all outputs of its row NaN.
+//
+// Lanes are outputs: one lane of 32 bits holds the codes of a pair of inputs of one output, and the activations' pair
+// is broadcast. The stored rows of a tile are transposed in registers to get there.
+
+// --- activations ----------------------------------------------------------------------------------------------------
+
+struct BlockCodes {
+  float scale;
+  float sums[3];  // of the dequantized activations: all 32, the first and the last 16
+  int16_t codes[32];
+};
+
+constexpr float kLargestCode = 32767.0f;
+constexpr float kSmallestScaled = 1e-30f;  // a block of smaller magnitudes counts as zeros: the inverse would overflow
+
+// Activations as pack_rows leaves them: [group of kGroupRows rows][tile][row] of BlockCodes, then [row][inputs] of
+// float32.
+struct Activations {
+  const uint8_t* packed;
+  int64_t num_rows;
+  int64_t num_tiles;
+
+  int64_t group_rows() const { return num_rows < kGroupRows ? num_rows : kGroupRows; }
+  int64_t group_bytes() const { return num_tiles * group_rows() * static_cast<int64_t>(sizeof(BlockCodes)); }
+  int64_t codes_bytes() const { return (num_rows + kGroupRows - 1) / kGroupRows * group_bytes(); }
+  int64_t num_bytes() const {
+    return codes_bytes() + num_rows * num_tiles * kTileInputs * static_cast<int64_t>(sizeof(float));
+  }
+  // Tile 0 of a row; tile t is t * group_rows further.
+  const BlockCodes* codes(int64_t row) const {
+    return reinterpret_cast<const BlockCodes*>(packed + row / kGroupRows * group_bytes()) + row % kGroupRows;
+  }
+  const float* floats(int64_t row) const {
+    return reinterpret_cast<const float*>(packed + codes_bytes()) + row * num_tiles * kTileInputs;
+  }
+};
+
+static int64_t activation_bytes(int64_t num_rows, int64_t width) {
+  return Activations{nullptr, num_rows, padded_width(width) / kTileInputs}.num_bytes();
+}
+
+static inline V magnitude(V v) { return V::max(v, V::sub(V::set1(0.0f), v)); }
+
+// Infinities and NaN make the scale NaN, and so the result.
+static inline void quantize(const float* x, BlockCodes& block) {
+  const V low = V::load(x), high = V::load(x + 16);
+  const float largest = V::largest(V::max(magnitude(low), magnitude(high)));
+  const V inverse = V::set1(largest > kSmallestScaled ? kLargestCode / largest : 0.0f);
+  const V low_codes = V::round(V::mul(low, inverse)), high_codes = V::round(V::mul(high, inverse));
+  const float low_sum = V::sum(low_codes), high_sum = V::sum(high_codes);  // exact: integers below 2^20
+  const float poison = 0.0f * (low_sum + high_sum);
+  block.scale = (largest > kSmallestScaled ? largest * (1.0f / kLargestCode) : 0.0f) + poison;
+  block.sums[0] = block.scale * (low_sum + high_sum);
+  block.sums[1] = block.scale * low_sum;
+  block.sums[2] = block.scale * high_sum;
+  store_words(block.codes, low_codes);
+  store_words(block.codes + 16, high_codes);
+}
+
+static void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
+  const int64_t padded = padded_width(args.width);
+  const Activations packed{args.packed, args.num_rows, padded / kTileInputs};
+  const int64_t last = end * kGroupRows < args.num_rows ? end * kGroupRows : args.num_rows;
+  for (int64_t row = begin * kGroupRows; row < last; ++row) {
+    const float* x = args.input.row(row);
+    float* out = const_cast<float*>(packed.floats(row));
+    BlockCodes* blocks = const_cast<BlockCodes*>(packed.codes(row));
+    const V factor = V::set1(args.norm_weight ? norm_factor(x, args.width, args.norm_eps) : 1.0f);
+    for (int64_t k = 0; k < padded; k += 16) {
+      const int64_t left = args.width - k;
+      V v = left > 0 ? load_lanes(x + k, left) : V::set1(0.0f);
+      if (args.norm_weight && left > 0) v = V::mul(V::mul(v, factor), load_lanes(args.norm_weight + k, left));
+      V::store(out + k, v);
+    }
+    for (int64_t t = 0; t < packed.num_tiles; ++t) quantize(out + t * kTileInputs, blocks[t * packed.group_rows()]);
+  }
+}
+
+static inline I broadcast_pair(const BlockCodes& block, int pair) {
+  int32_t codes;
+  __builtin_memcpy(&codes, block.codes + 2 * pair, 4);
+  return I::set1(codes);
+}
+
+// --- codes of a tile ------------------------------------------------------------------------------------------------
+
+// body.operator()<0>(), ..., body.operator()<count - 1>()
+template <int count, class Body>
+[[gnu::always_inline]] static inline void repeat(Body body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body.template operator()<i>(), ...);
+  }(std::make_integer_sequence<int, count>());
+}
+
+static inline I both_words(int x) { return I::set1(x << 16 | x); }
+
+// Sixteen bits of every row, those of inputs 16 half on: bits 2 i of both words belong to pair i.
+template <int half>
+static inline I bit_pairs(I bits) {
+  return I::shift_high_words(I::shuffle(bits, half ? 0x03020302 : 0x01000100));
+}
+
+// visit.operator()<p>(words) for the sixteen pairs of inputs 2 p, 2 p + 1 in some order; `words` are sixteen outputs'
+// codes, without bias.
+template <Format F, class Visit>
+[[gnu::always_inline]] static inline void each_pair(const uint8_t* tile, Visit visit) {
+  constexpr FormatInfo info = format_info(F);
+  constexpr CodeFields fields = info.codes;
+  const uint8_t* codes = tile + info.codes_at(0);
+  const uint8_t* high = tile + info.high_at(0);
+  if constexpr (fields == CodeFields::kBytes) {
+    repeat<2>([&]<int half>() __attribute__((always_inline)) {
+      I rows[4];
+      transpose_four<32, 16 * half>(codes, rows);
+      repeat<4>([&]<int v>() __attribute__((always_inline)) {
+        visit.template operator()<8 * half + 2 * v>(I::high_bytes(I::shuffle(rows[v], 0x01800080)));
+        visit.template operator()<8 * half + 2 * v + 1>(I::high_bytes(I::shuffle(rows[v], 0x03800280)));
+      });
+    });
+  } else if constexpr (fields == CodeFields::kTwoBits || fields == CodeFields::kThreeBits) {
+    I rows[2], bits[2];
+    transpose_two(codes, rows);
+    if constexpr (fields == CodeFields::kThreeBits) {
+      bits[0] = bit_pairs<0>(I::load(high));
+      bits[1] = bit_pairs<1>(I::load(high));
+    }
+    repeat<16>([&]<int pair>() __attribute__((always_inline)) {
+      constexpr int l = pair / 2;
+      I words = I::both(I::template shift<2 * l>(rows[pair % 2]), both_words(3));
+      if constexpr (fields == CodeFields::kThreeBits)
+        words = I::add_bits(words, I::template shift<2 * (pair % 8) - 2>(bits[pair / 8]), both_words(4));
+      visit.template operator()<pair>(words);
+    });
+  } else {
+    I rows[4], extra[4];
+    transpose_four<16, 0>(codes, rows);
+    if constexpr (fields == CodeFields::kFiveBits) {
+      extra[0] = bit_pairs<0>(I::load(high));
+      extra[1] = bit_pairs<1>(I::load(high));
+    }
+    if constexpr (fields == CodeFields::kSixBits) {
+      I pairs[2];
+      transpose_two(high, pairs);
+      for (int v = 0; v < 4; ++v) extra[v] = I::shuffle(pairs[v / 2], v % 2 ? 0x80038002 : 0x80018000);
+    }
+    repeat<16>([&]<int pair>() __attribute__((always_inline)) {
+      constexpr int l = pair / 4, v = pair % 4;
+      if constexpr (fields == CodeFields::kNonlinear) {
+        const I places = I::both(I::template shift<4 * l - 8>(rows[v]), both_words(0x0f00));
+        const I indices = I::add_bits(places, both_words(0x80), both_words(0x80));
+        return visit.template operator()<pair>(I::high_bytes(I::look_up(kNonlinearValues, indices)));
+      }
+      I words = I::template shift<4 * l>(rows[v]);
+      if constexpr (l < 3) words = I::both(words, both_words(15));
+      if constexpr (fields == CodeFields::kFiveBits)
+        words = I::add_bits(words, I::template shift<2 * (pair % 8) - 4>(extra[pair / 8]), both_words(16));
+      if constexpr (fields == CodeFields::kSixBits)
+        words = I::add_bits(words, I::template shift<2 * l - 4>(extra[v]), both_words(0x30));
+      visit.template operator()<pair>(words);
+    });
+  }
+}
+
+// Whether w = d * code + m with an m that is not zero.
+template <Format F>
+static constexpr bool has_offset() {
+  return format_info(F).has_minimum() || format_info(F).bias != 0;
+}
+
+// sums += products of one block, or of half of it.
+template <bool is_offset>
+static inline V add_block(V sums, I products, V d, V m, const BlockCodes& block, int part) {
+  sums = V::fma(I::to_float(products), V::mul(d, V::set1(block.scale)), sums);
+  return is_offset ? V::fma(m, V::set1(block.sums[part]), sums) : sums;
+}
+
+// --- one row --------------------------------------------------------------------------------------------------------
+
+template <Format F>
+static inline V add_tile(V sums, const uint8_t* header, const uint8_t* tile, const BlockCodes& block) {
+  I products[2] = {I::zero(), I::zero()};
+  each_pair<F>(tile, [&]<int pair>(I words) __attribute__((always_inline)) {
+    products[pair / 8] = dot_add(products[pair / 8], words, broadcast_pair(block, pair));
+  });
+  if constexpr (format_info(F).num_scales() == 1) {
+    const RowScales scales = tile_scales<F>(header, tile, 0);
+    return add_block<has_offset<F>()>(sums, I::add(products[0], products[1]), scales.d, scales.m, block, 0);
+  }
+  for (int half = 0; half < 2; ++half) {
+    const RowScales scales = tile_scales<F>(header, tile, half);
+    sums = add_block<has_offset<F>()>(sums, products[half], scales.d, scales.m, block, 1 + half);
+  }
+  return sums;
+}
+
+constexpr int64_t kPrefetchBytes = 2048;
+
+// sums[p] = activations . panel p, for one row; P panels are read side by side.
+template <Format F, int P>
+static void dot_single(const uint8_t* const* panels, const Activations& x, float (*sums)[16]) {
+  constexpr FormatInfo info = format_info(F);
+  V acc[P];
+  for (int p = 0; p < P; ++p) acc[p] = V::set1(0.0f);
+  const BlockCodes* blocks = x.codes(0);
+  int64_t header = 0;
+  for (int64_t t = 0; t < x.num_tiles; header += info.super_bytes())
+    for (int64_t i = 0; i < info.tiles_per_super; ++i, ++t)
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* super = panels[p] + header;
+        const uint8_t* tile = super + info.header_bytes + i * info.tile_bytes;
+        for (int64_t at = 0; at < info.tile_bytes; at += 64) __builtin_prefetch(tile + kPrefetchBytes + at);
+        acc[p] = add_tile<F>(acc[p], super, tile, blocks[t]);
+      }
+  for (int p = 0; p < P; ++p) V::store(sums[p], acc[p]);
+}
+
+// --- many rows ------------------------------------------------------------------------------------------------------
+
+// A panel unpacked for many rows: [tile][pair] of I, then [tile][half][d, m] of V.
+struct UnpackedPanel {
+  uint8_t* memory;
+  int64_t num_tiles;
+
+  uint8_t* words(int64_t t) const { return memory + t * 1024; }
+  float* scales(int64_t t) const { return reinterpret_cast<float*>(memory + num_tiles * 1024 + t * 256); }
+};
+
+// Of a panel of either kind: codes and scales, or float32.
+static int64_t unpacked_bytes(int64_t width) { return 16 * width * static_cast<int64_t>(sizeof(float)); }
+
+template <Format F>
+static void unpack_panel(const PackedWeight& weight, int64_t panel, uint8_t* memory) {
+  constexpr FormatInfo info = format_info(F);
+  const UnpackedPanel out{memory, weight.num_tiles()};
+  const uint8_t* super = weight.data + panel * weight.panel_bytes();
+  for (int64_t t = 0; t < out.num_tiles; super += info.super_bytes())
+    for (int64_t i = 0; i < info.tiles_per_super; ++i, ++t) {
+      const uint8_t* tile = super + info.header_bytes + i * info.tile_bytes;
+      uint8_t* words = out.words(t);
+      each_pair<F>(tile, [&]<int pair>(I codes) __attribute__((always_inline)) { I::store(words + 64 * pair, codes); });
+      for (int half = 0; half < info.num_scales(); ++half) {
+        const RowScales scales = tile_scales<F>(super, tile, half);
+        V::store(out.scales(t) + 32 * half, scales.d);
+        V::store(out.scales(t) + 32 * half + 16, scales.m);
+      }
+    }
+}
+
+// R rows by one panel; the order of additions is that of dot_single.
+template <int R, int num_scales, bool is_offset>
+static void dot_block(const UnpackedPanel& panel, const BlockCodes* x, int64_t tile_stride, float* sums) {
+  constexpr int num_pairs = 16 / num_scales;
+  V acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = V::set1(0.0f);
+  for (int64_t t = 0; t < panel.num_tiles; ++t, x += tile_stride)
+    repeat<num_scales>([&]<int half>() __attribute__((always_inline)) {
+      I products[R];
+      for (int r = 0; r < R; ++r) products[r] = I::zero();
+#pragma GCC unroll 8
+      for (int i = 0; i < num_pairs; ++i) {
+        const int pair = half * num_pairs + i;
+        const I words = I::load(panel.words(t) + 64 * pair);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) products[r] = dot_add(products[r], words, broadcast_pair(x[r], pair));
+      }
+      const V d = V::load(panel.scales(t) + 32 * half), m = V::load(panel.scales(t) + 32 * half + 16);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        acc[r] = add_block<is_offset>(acc[r], products[r], d, m, x[r], num_scales == 1 ? 0 : 1 + half);
+    });
+  for (int r = 0; r < R; ++r) V::store(sums + 16 * r, acc[r]);
+}
+
+// Rows [row, row + count) of one group, count <= R.
+template <int R, int num_scales, bool is_offset>
+static void dot_rows(const UnpackedPanel& panel, const Activations& x, int64_t row, int64_t count, float* sums) {
+  if (count == R) return dot_block<R, num_scales, is_offset>(panel, x.codes(row), x.group_rows(), sums);
+  if constexpr (R > 1) dot_rows<R - 1, num_scales, is_offset>(panel, x, row, count, sums);
+}
+
+// --- unquantized weights --------------------------------------------------------------------------------------------
+
+// sums[r][c] = activations row r . weights row c, float32, R rows by C columns at once.
+template <int R, int C>
+static inline void dot_floats(const float* a, const float* w, int64_t width, float* sums) {
+  V acc[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = V::set1(0.0f);
+  for (int64_t k = 0; k < width; k += 16) {
+    V weight[C];
+    for (int c = 0; c < C; ++c) weight[c] = V::load(w + c * width + k);
+    for (int r = 0; r < R; ++r) {
+      const V x = V::load(a + r * width + k);
+      for (int c = 0; c < C; ++c) acc[r][c] = V::fma(x, weight[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sums[r * 16 + c] = V::sum(acc[r][c]);
+}
+
+template <Format F>
+static void unpack_floats(const PackedWeight& weight, int64_t panel, uint8_t* memory) {
+  unpack_rows<F>(weight, panel, 0, 16, reinterpret_cast<float*>(memory));
+}
+
+static void dot_float_rows(const UnpackedPanel& panel, const Activations& x, int64_t row, int64_t count, float* sums) {
+  const int64_t width = x.num_tiles * kTileInputs;
+  const float* w = reinterpret_cast<const float*>(panel.memory);
+  for (int c = 0; c < 16; c += kColumnBlock) {
+    int64_t r = 0;
+    for (; r + kFloatRows <= count; r += kFloatRows)
+      dot_floats<kFloatRows, kColumnBlock>(x.floats(row + r), w + c * width, width, sums + 16 * r + c);
+    for (; r < count; ++r) dot_floats<1, kColumnBlock>(x.floats(row + r), w + c * width, width, sums + 16 * r + c);
+  }
+}
+
+// --- linear ---------------------------------------------------------------------------------------------------------
+
+struct FormatKernels {
+  void (*dot_four)(const uint8_t* const*, const Activations&, float (*)[16]);  // null for unquantized weights
+  void (*dot_one)(const uint8_t* const*, const Activations&, float (*)[16]);
+  void (*unpack)(const PackedWeight&, int64_t, uint8_t*);
+  void (*dot_rows)(const UnpackedPanel&, const Activations&, int64_t, int64_t, float*);
+};
+
+template <Format F>
+static constexpr FormatKernels format_kernels() {
+  constexpr FormatInfo info = format_info(F);
+  if constexpr (info.is_plain())
+    return {nullptr, nullptr, unpack_floats<F>, dot_float_rows};
+  else
+    return {dot_single<F, 4>, dot_single<F, 1>, unpack_panel<F>,
+            dot_rows<kRowBlock, info.num_scales(), has_offset<F>()>};
+}
+
+static constexpr auto kFormatKernels = format_table([]<Format F>() { return format_kernels<F>(); });
+
+static inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[format]; }
+
+// The panels of a unit: of a gated linear those of gate, then those of up.
+struct Unit {
+  UnitPanels work;
+  bool is_gated;
+
+  int num_places() const { return is_gated ? 2 * work.num_panels : work.num_panels; }
+  int weight(int place) const { return is_gated ? place / work.num_panels : work.weight; }
+  int64_t panel(int place) const { return work.panels[is_gated ? place % work.num_panels : place]; }
+};
+
+// One row: sums of every place. Weights of one format are read side by side.
+static void dot_places(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch,
+                       float (*sums)[16]) {
+  const int num_places = unit.num_places();
+  const uint8_t* panels[4];
+  bool is_uniform = true;
+  for (int place = 0; place < 4; ++place) {
+    const int source = place < num_places ? place : num_places - 1;
+    const PackedWeight& weight = args.weights[unit.weight(source)];
+    panels[place] = weight.data + unit.panel(source) * weight.panel_bytes();
+    is_uniform = is_uniform && weight.format == args.weights[unit.weight(0)].format;
+  }
+  const FormatKernels& first = kernels_of(args.weights[unit.weight(0)].format);
+  if (is_uniform && first.dot_four && num_places > 2) return first.dot_four(panels, x, sums);
+  for (int place = 0; place < num_places; ++place) {
+    const PackedWeight& weight = args.weights[unit.weight(place)];
+    const FormatKernels& kernels = kernels_of(weight.format);
+    if (kernels.dot_one) {
+      kernels.dot_one(panels + place, x, sums + place);
+    } else {
+      kernels.unpack(weight, unit.panel(place), scratch);
+      kernels.dot_rows({scratch, x.num_tiles}, x, 0, 1, sums[place]);
+    }
+  }
+}
+
+static void linear_single(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
+  float sums[4][16];
+  dot_places(args, unit, x, scratch, sums);
+  for (int i = 0; i < unit.work.num_panels; ++i) {
+    const int64_t column = unit.work.panels[i] * kPanelOutputs;
+    write_outputs(args, unit.work.weight, 0, column, unit.work.column_offset + column, sums[i],
+                  unit.is_gated ? sums[unit.work.num_panels + i] : nullptr);
+  }
+}
+
+// Many rows: all panels are unpacked, then each block of rows meets all of them while it is in the first-level cache.
+static void linear_rows(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
+  UnpackedPanel panels[4];
+  const FormatKernels* kernels[4];
+  for (int place = 0; place < unit.num_places(); ++place) {
+    const PackedWeight& weight = args.weights[unit.weight(place)];
+    kernels[place] = &kernels_of(weight.format);
+    panels[place] = {scratch + place * unpacked_bytes(x.num_tiles * kTileInputs), x.num_tiles};
+    kernels[place]->unpack(weight, unit.panel(place), panels[place].memory);
+  }
+  const int num_panels = unit.work.num_panels;
+  float sums[2][kRowBlock * 16];
+  for (int64_t row = 0; row < args.num_rows; row += kRowBlock) {
+    const int64_t count = args.num_rows - row < kRowBlock ? args.num_rows - row : kRowBlock;
+    for (int i = 0; i < num_panels; ++i) {
+      kernels[i]->dot_rows(panels[i], x, row, count, sums[0]);
+      if (unit.is_gated) kernels[num_panels + i]->dot_rows(panels[num_panels + i], x, row, count, sums[1]);
+      const int64_t column = unit.work.panels[i] * kPanelOutputs;
+      for (int64_t r = 0; r < count; ++r)
+        write_outputs(args, unit.work.weight, row + r, column, unit.work.column_offset + column, sums[0] + 16 * r,
+                      unit.is_gated ? sums[1] + 16 * r : nullptr);
+    }
+  }
+}
+
+static void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
+  const Activations x{args.packed, args.num_rows, args.weights[0].num_tiles()};
+  for (int64_t i = begin; i < end; ++i) {
+    const Unit unit{unit_panels(args, i), args.is_gated};
+    if (args.num_rows == 1)
+      linear_single(args, unit, x, scratch);
+    else
+      linear_rows(args, unit, x, scratch);
+  }
+}
