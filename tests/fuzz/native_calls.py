@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
+from subsecond.backends.native.weights import PACKED_FORMATS
 from tests.fuzz.binary_parts import mutate_bytes
 
-VOCAB_SIZE, WIDTH, HEAD_DIM, NUM_BLOCKS, MAX_ROWS = 40, 32, 8, 3, 4
+VOCAB_SIZE, HEAD_DIM, NUM_BLOCKS, MAX_ROWS, MAX_EXPERTS = 40, 8, 3, 4, 3
+WIDTH = 256  # a super-block, so that every format fits
 ARENA_FLOATS = 4 * WIDTH
 _HOSTILE = (-1, 0, 1, 2, 31, 32, 33, 64, 128, 1025, 2**20, 2**31 - 1, -(2**31), 2**62, -(2**63), 2**63 - 1)
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "")
+"""The last is no activation: refused, except by a linear."""
 _ODD_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan, 1e-5, 0.7, 50.0)
 
 
@@ -50,6 +54,15 @@ class Stream:
         draw = self.byte()
         return np.array(values if draw < 240 else values[: draw - 242], np.int32)
 
+    def choice(self, harmless: str, others: tuple[str, ...]) -> str:
+        """Mostly `harmless`, else one of the others."""
+        draw = self.byte()
+        return harmless if draw < 128 else others[draw % len(others)]
+
+    def number(self, harmless: float) -> float:
+        """Mostly `harmless`, else an odd value."""
+        return float(self.floats(1, harmless)[0])
+
     def floats(self, count: int, harmless: float | None = None) -> NDArray[np.float32]:
         """Odd values, or mostly `harmless` where it is given."""
         values = []
@@ -67,7 +80,7 @@ def run_executor(folder: Path) -> None:
         isa=isas[stream.byte() % len(isas)],
         num_threads=1 + stream.byte() % 2,
         max_rows=min(stream.size(MAX_ROWS), 4096),  # the product's own setting, never a file's
-        vocab_size=stream.size(VOCAB_SIZE),
+        output_width=stream.size(VOCAB_SIZE),
         all_floats=min(stream.size(ARENA_FLOATS), 2**20),
         selected_floats=min(stream.size(ARENA_FLOATS), 2**20),
         num_layers=stream.size(1),
@@ -87,57 +100,77 @@ def _operand(stream: Stream, arena: int, slot: int) -> tuple[int, int, int, int]
     return stream.size(arena), stream.size(slot * WIDTH), stream.size(0), stream.size(2 * WIDTH)
 
 
-def _add_calls(executor: Any, stream: Stream) -> None:
-    formats = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")
-    name = formats[stream.byte() % len(formats)]
-    shape = (stream.size(VOCAB_SIZE), stream.size(WIDTH))
+def _add_weight(executor: Any, stream: Stream, num_outputs: int) -> int:
+    name = PACKED_FORMATS[stream.byte() % len(PACKED_FORMATS)]
+    shape = (stream.size(num_outputs), stream.size(WIDTH))
     num_bytes = _native.packed_size(name, *shape)
     if num_bytes > 2**24:
         raise MemoryError
-    packed = np.full(num_bytes, stream.byte(), np.uint8)
-    head = executor.add_weight(name, *shape, packed)
+    index: int = executor.add_weight(name, *shape, np.full(num_bytes, stream.byte(), np.uint8))
+    return index
+
+
+def _add_calls(executor: Any, stream: Stream) -> None:
+    head = _add_weight(executor, stream, VOCAB_SIZE)
     vector = executor.add_vector(np.full(max(0, min(stream.size(WIDTH), 2**16)), 0.5, np.float32))
-    rotary = executor.add_rotary(
-        stream.floats(max(0, min(stream.size(HEAD_DIM // 2), 600)), 0.5).tolist(), bool(vector)
-    )
-    executor.add_embed(_operand(stream, 0, 0), stream.size(head))
-    calls: tuple[Callable[[], None], ...] = (
-        lambda: executor.add_rms_norm(
-            _operand(stream, 0, 0), _operand(stream, 0, 0), stream.size(WIDTH), stream.size(vector), 1e-5
-        ),
-        lambda: executor.add_rope(
-            _operand(stream, 0, 0),
-            _operand(stream, 0, 0),
-            stream.size(WIDTH),
-            stream.size(HEAD_DIM),
-            stream.size(rotary),
-        ),
-        lambda: executor.add_attention(
-            _operand(stream, 0, 0),
-            _operand(stream, 0, 0),
-            _operand(stream, 0, 0),
-            _operand(stream, 0, 1),
-            stream.size(0),
-            stream.size(4),
-            stream.size(2),
-            stream.size(HEAD_DIM),
-            0.3,
-            stream.size(rotary),
-        ),
-        lambda: executor.add_gated_silu(
-            _operand(stream, 0, 0), _operand(stream, 0, 0), _operand(stream, 0, 1), stream.size(WIDTH)
-        ),
-        lambda: executor.add_add(
-            _operand(stream, 0, 0), _operand(stream, 0, 0), _operand(stream, 0, 1), stream.size(WIDTH)
-        ),
-    )
+    frequencies = stream.floats(max(0, min(stream.size(HEAD_DIM // 2), 600)), 0.5).tolist()
+    rotary = executor.add_rotary(frequencies, stream.byte() > 128, stream.number(1.0))
+    executor.add_embed(_operand(stream, 0, 0), stream.size(head), stream.choice("token", ("position", "first", "")))
+    calls = _calls(executor, stream, vector, rotary)
     for _ in range(stream.byte() % 4 + 1):
         calls[stream.byte() % len(calls)]()
     executor.add_select_rows(_operand(stream, 1, 1), _operand(stream, 0, 0), stream.size(WIDTH))
     residual = _operand(stream, 1, 0) if stream.byte() > 200 else None
+    biases, norm, gated = [stream.size(-1)], stream.size(-1), stream.choice("", ACTIVATIONS)
+    weights = [head] * (1 + stream.byte() // 200)
     executor.add_linear(
-        _operand(stream, 1, 0), _operand(stream, 1, 1), [head], [-1], -1, 1e-5, stream.byte() > 230, residual
+        _operand(stream, 1, 0), _operand(stream, 1, 1), weights, biases * len(weights), norm, 1e-5, gated, residual
     )
+    if stream.byte() > 128:
+        executor.add_softcap(_operand(stream, 1, 0), _operand(stream, 1, 0), stream.size(WIDTH), stream.number(15.0))
+
+
+def _calls(executor: Any, stream: Stream, vector: int, rotary: int) -> tuple[Callable[[], None], ...]:
+    def in_all(slot: int = 0) -> tuple[int, int, int, int]:
+        return _operand(stream, 0, slot)
+
+    def width() -> int:
+        return stream.size(WIDTH)
+
+    def activation() -> str:
+        return stream.choice("silu", ACTIVATIONS)
+
+    return (
+        lambda: executor.add_normalize(
+            in_all(), in_all(), width(), stream.size(vector), stream.size(-1), 1e-5, stream.byte() > 128, width()
+        ),
+        lambda: executor.add_rope(in_all(), in_all(), width(), stream.size(HEAD_DIM), stream.size(rotary)),
+        lambda: _add_attention(executor, stream, rotary),
+        lambda: executor.add_gated_activation(in_all(), in_all(), in_all(1), width(), activation()),
+        lambda: executor.add_add(in_all(), in_all(), in_all(1), width()),
+        lambda: executor.add_activate(in_all(), in_all(), width(), activation()),
+        lambda: executor.add_scale(in_all(), in_all(), width(), stream.number(0.5)),
+        lambda: executor.add_softcap(in_all(), in_all(), width(), stream.number(30.0)),
+        lambda: _add_experts(executor, stream),
+    )
+
+
+def _add_attention(executor: Any, stream: Stream, rotary: int) -> None:
+    operands = [_operand(stream, 0, slot) for slot in (0, 0, 0, 1)]
+    heads = stream.size(0), stream.size(4), stream.size(2), stream.size(HEAD_DIM)
+    scale, used = stream.number(0.3), stream.size(rotary)
+    executor.add_attention(
+        *operands, *heads, scale, used, stream.size(0), stream.number(0.0), is_causal=stream.byte() < 192
+    )
+
+
+def _add_experts(executor: Any, stream: Stream) -> None:
+    num_experts = 1 + stream.byte() % MAX_EXPERTS
+    weights = [_add_weight(executor, stream, WIDTH) for _ in range(1 + stream.byte() % 2)]
+    chosen = [weights[index % len(weights)] for index in range(3 * num_experts)]
+    operands = [_operand(stream, 0, slot) for slot in (1, 0, 0)]
+    num_chosen = stream.size(1 + stream.byte() % num_experts)
+    executor.add_experts(*operands, chosen, num_chosen, stream.byte() > 128, stream.choice("silu", ACTIVATIONS))
 
 
 def run_sampler(folder: Path) -> None:

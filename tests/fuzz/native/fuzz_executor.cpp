@@ -1,5 +1,7 @@
-// The executor with a small decoder layer and valid batches of every shape, by one or two threads.
+// The executor with a small decoder layer, with or without experts, and valid batches of every shape, by one or two
+// threads.
 #include <algorithm>
+#include <iterator>
 
 #include "cpu_features.h"
 #include "executor.h"
@@ -8,7 +10,7 @@
 namespace subsecond::fuzz {
 namespace {
 
-constexpr int64_t kWidth = 32, kVocabSize = 20, kNumBlocks = 5, kMaxRows = 40;
+constexpr int64_t kWidth = 32, kVocabSize = 20, kNumBlocks = 5, kMaxRows = 40, kExperts = 3;
 
 Operand place(Operand::Arena arena, int64_t slot) { return {arena, slot * kWidth, 0, kWidth}; }
 
@@ -21,33 +23,87 @@ Call call_of(Call::Kind kind, Operand output, Operand input) {
   return call;
 }
 
-void add_layer(Executor& executor, const PackedWeight& weight, const float* norm, int rotary, int64_t head_dim) {
-  const auto all = [](int64_t slot) { return place(Operand::Arena::kAll, slot); };
-  Call embed = call_of(Call::Kind::kEmbed, all(0), Call::absent());
-  embed.weights = {weight};
-  executor.add_call(embed);
-  Call attention = call_of(Call::Kind::kAttention, all(1), all(0));
-  attention.inputs[1] = all(0);
-  attention.inputs[2] = all(0);
-  attention.head_dim = head_dim;
-  attention.num_heads = attention.num_kv_heads = kWidth / head_dim;
-  attention.scale = 0.3f;
-  attention.rotary = rotary;
+// A packed weight of kWidth inputs: arbitrary floats, or blocks of arbitrary bytes.
+struct Stored {
+  Stored(Stream& stream, Format stored_format, int64_t outputs)
+      : format(stored_format), num_outputs(outputs), packed(packed_bytes(format, outputs, kWidth)) {
+    const FormatInfo& info = format_info(format);
+    std::vector<float> stored = stream.numbers(outputs * kWidth);
+    std::vector<uint8_t> bytes(static_cast<size_t>(outputs * kWidth / info.block_elements * info.block_bytes));
+    std::memcpy(bytes.data(), stored.data(), bytes.size());
+    pack_weight(format, outputs, kWidth, bytes.data(), packed.data());
+  }
+  PackedWeight weight() const { return {format, num_outputs, kWidth, packed.data()}; }
+
+  Format format;
+  int64_t num_outputs;
+  Bytes packed;
+};
+
+Operand in_all(int64_t slot) { return place(Operand::Arena::kAll, slot); }
+
+struct Layer {
+  PackedWeight embedding;              // [kVocabSize][kWidth]
+  PackedWeight experts[3 * kExperts];  // [kWidth][kWidth] each
+  const float *norm, *bias;
+  int rotary;
+  int64_t head_dim;
+};
+
+void add_attention(Executor& executor, const Layer& layer, Stream& stream) {
+  Call attention = call_of(Call::Kind::kAttention, in_all(1), in_all(0));
+  attention.inputs[1] = in_all(0);
+  attention.inputs[2] = in_all(0);
+  attention.head_dim = layer.head_dim;
+  attention.num_heads = attention.num_kv_heads = kWidth / layer.head_dim;
+  attention.factor = 0.3f;
+  attention.rotary = layer.rotary;
+  attention.window = stream.flag() ? stream.between(1, 70) : 0;
+  attention.softcap = stream.flag() ? 20.0f : 0.0f;
   executor.add_call(attention);
-  Call rms_norm = call_of(Call::Kind::kRmsNorm, all(2), all(1));
-  rms_norm.norm_weight = norm;
-  rms_norm.norm_eps = 1e-5f;
-  executor.add_call(rms_norm);
-  Call gated = call_of(Call::Kind::kGatedSilu, all(1), all(1));
-  gated.inputs[1] = all(2);
+}
+
+// Slot 1 through a mixture of one to kExperts experts, whose router reads its first columns.
+void add_experts(Executor& executor, const Layer& layer, Stream& stream) {
+  Call experts = call_of(Call::Kind::kExperts, in_all(1), in_all(2));
+  const int64_t num_experts = stream.between(1, kExperts);
+  experts.inputs[1] = in_all(1);
+  experts.weights.assign(layer.experts, layer.experts + 3 * num_experts);
+  experts.experts = {num_experts, stream.between(1, num_experts), stream.flag(), kWidth, kWidth};
+  experts.activation = static_cast<Activation>(stream.between(0, static_cast<int64_t>(Activation::kCount) - 1));
+  executor.add_call(experts);
+}
+
+void add_layer(Executor& executor, const Layer& layer, Stream& stream) {
+  Call embed = call_of(Call::Kind::kEmbed, in_all(0), Call::absent());
+  embed.weights = {layer.embedding};
+  executor.add_call(embed);
+  Call scale = call_of(Call::Kind::kScale, in_all(0), in_all(0));
+  scale.factor = 0.5f;
+  executor.add_call(scale);
+  add_attention(executor, layer, stream);
+  Call normalize = call_of(Call::Kind::kNormalize, in_all(2), in_all(1));
+  const bool is_layer = stream.flag();
+  normalize.norm = {layer.norm, is_layer ? layer.bias : nullptr, 1e-5f, is_layer,
+                    stream.flag() ? kWidth : layer.head_dim};
+  executor.add_call(normalize);
+  Call gated = call_of(Call::Kind::kGatedActivation, in_all(1), in_all(1));
+  gated.inputs[1] = in_all(2);
+  gated.activation = static_cast<Activation>(stream.between(0, static_cast<int64_t>(Activation::kCount) - 1));
   executor.add_call(gated);
-  executor.add_call(call_of(Call::Kind::kSelectRows, place(Operand::Arena::kSelected, 0), all(1)));
-  Call head = call_of(Call::Kind::kLinear, {Operand::Arena::kSelected, kWidth, 0, kVocabSize},
-                      place(Operand::Arena::kSelected, 0));
-  head.weights = {weight};
+  if (stream.flag()) add_experts(executor, layer, stream);
+  executor.add_call(call_of(Call::Kind::kActivate, in_all(1), in_all(1)));
+  executor.add_call(call_of(Call::Kind::kSelectRows, place(Operand::Arena::kSelected, 0), in_all(1)));
+  const Operand logits{Operand::Arena::kSelected, kWidth, 0, kVocabSize};
+  Call head = call_of(Call::Kind::kLinear, logits, place(Operand::Arena::kSelected, 0));
+  head.weights = {layer.embedding};
   head.biases = {nullptr};
   executor.add_call(head);
-  executor.finish({Operand::Arena::kSelected, kWidth, 0, kVocabSize});
+  Call softcap = call_of(Call::Kind::kSoftcap, logits, logits);
+  softcap.width = kVocabSize;
+  softcap.factor = 15.0f;
+  executor.add_call(softcap);
+  executor.finish(logits);
 }
 
 void run(Stream stream) {
@@ -58,13 +114,15 @@ void run(Stream stream) {
       1 + stream.byte() % 2, kMaxRows, kVocabSize, 3 * kWidth, kWidth + kVocabSize, 1, kNumBlocks,
       kWidth / head_dim,     head_dim};
   Executor executor(kernels, config);
-  const int rotary = stream.flag() ? executor.add_rotary({1.0, 0.1}, stream.flag()) : -1;
+  const int rotary = stream.flag() ? executor.add_rotary({1.0, 0.1}, stream.flag(), 1.1) : -1;
+  const auto format = static_cast<Format>(stream.between(0, static_cast<int64_t>(Format::kCount) - 1));
   stream.start_numbers();
-  std::vector<float> stored = stream.numbers(kVocabSize * kWidth), norm = stream.numbers(kWidth);
-  Bytes packed(packed_bytes(Format::kF32, kVocabSize, kWidth));
-  pack_weight(Format::kF32, kVocabSize, kWidth, reinterpret_cast<uint8_t*>(stored.data()), packed.data());
-  add_layer(executor, {Format::kF32, kVocabSize, kWidth, packed.data()}, norm.data(), head_dim >= 4 ? rotary : -1,
-            head_dim);
+  const std::vector<float> norm = stream.numbers(kWidth), bias = stream.numbers(kWidth);
+  const bool fits = kWidth % format_info(format).block_elements == 0;
+  const Stored embedding(stream, Format::kF32, kVocabSize), expert(stream, fits ? format : Format::kF32, kWidth);
+  Layer layer{embedding.weight(), {}, norm.data(), bias.data(), head_dim >= 4 ? rotary : -1, head_dim};
+  std::fill(std::begin(layer.experts), std::end(layer.experts), expert.weight());
+  add_layer(executor, layer, stream);
   for (int step = 0; step < 3; ++step) {
     std::vector<int32_t> tokens, positions, sequences, selected, tables_of;
     const int32_t num_sequences = 1 + stream.byte() % 3;

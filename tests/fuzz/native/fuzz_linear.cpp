@@ -1,11 +1,9 @@
 // Packing and the linear kernels of every format and instruction set, on stored blocks of arbitrary bytes.
 //
-// Beyond what the sanitizers see: tables of the "f32" arithmetic give the bits of the scalar one, NaN for NaN.
-#include <cmath>
-#include <cstdio>
-
+// Beyond what the sanitizers see: sets of the "i16" arithmetic give the bits of the scalar one, NaN for NaN.
 #include "cpu_features.h"
 #include "packed_weight.h"
+#include "same_bits.h"
 #include "stream.h"
 
 namespace subsecond::fuzz {
@@ -15,22 +13,9 @@ struct Case {
   Format format;
   int64_t num_outputs, num_inputs, num_rows;
   bool is_gated, has_bias, has_norm, has_residual;
+  Activation activation;
   std::vector<float> input, bias, norm, residual;
 };
-
-bool is_exact(const Kernels& kernels) { return std::strcmp(kernels.arithmetic, "f32") == 0; }
-
-void check_same(const char* what, const Kernels& kernels, Format format, const float* expected, const float* actual,
-                int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (std::isnan(expected[i]) && std::isnan(actual[i])) continue;
-    if (std::memcmp(expected + i, actual + i, sizeof(float)) == 0) continue;
-    std::fprintf(stderr, "%s of %s, %s: value %ld is %a, scalar kernels give %a\n", what, kernels.isa,
-                 format_info(format).name, static_cast<long>(i), static_cast<double>(actual[i]),
-                 static_cast<double>(expected[i]));
-    std::abort();
-  }
-}
 
 std::vector<float> run_linear(const Kernels& kernels, const Case& c, const PackedWeight* weights) {
   Bytes activations(kernels.activation_bytes(c.num_rows, c.num_inputs));
@@ -49,6 +34,7 @@ std::vector<float> run_linear(const Kernels& kernels, const Case& c, const Packe
                         biases,
                         num_weights,
                         c.is_gated,
+                        c.activation,
                         c.has_residual ? Matrix{residual.data(), c.num_outputs} : Matrix{},
                         {output.data(), c.num_outputs}};
   kernels.linear(args, 0, linear_units(args), scratch.data());
@@ -66,6 +52,7 @@ Case draw_case(Stream& stream) {
   c.has_bias = stream.flag();
   c.has_norm = stream.flag();
   c.has_residual = stream.flag();
+  c.activation = static_cast<Activation>(stream.between(0, static_cast<int64_t>(Activation::kCount) - 1));
   stream.start_numbers();
   c.input = stream.numbers(c.num_rows * c.num_inputs);
   c.bias = stream.numbers(c.num_outputs);
@@ -96,11 +83,12 @@ void run(Stream stream) {
     for (int64_t n = 0; n < c.num_outputs; ++n) {
       kernels->unpack_row(weight, n, row.data());
       scalar::kernels().unpack_row(weight, n, scalar_row.data());
-      if (is_exact(*kernels)) check_same("row", *kernels, c.format, scalar_row.data(), row.data(), c.num_inputs);
+      if (has_exact_linears(*kernels))
+        check_same("row", *kernels, info.name, scalar_row.data(), row.data(), row.size());
     }
     const std::vector<float> actual = run_linear(*kernels, c, weights);
-    if (is_exact(*kernels))
-      check_same("linear", *kernels, c.format, expected.data(), actual.data(), static_cast<int64_t>(actual.size()));
+    if (has_exact_linears(*kernels))
+      check_same("linear", *kernels, info.name, expected.data(), actual.data(), actual.size());
   }
 }
 
