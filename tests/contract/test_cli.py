@@ -384,10 +384,11 @@ def test_doctor_says_of_each_instruction_set_whether_it_runs_and_why(
     monkeypatch.setenv("SUBSECOND_ISA", "scalar")
     assert cli.main(["doctor", "--json"]) == 0
     native = json.loads(capsys.readouterr().out)["native"]
-    assert (native["chosen"], native["forced_by"], native["arithmetic"]) == ("scalar", "SUBSECOND_ISA", "f32")
+    assert (native["chosen"], native["forced_by"], native["arithmetic"]) == ("scalar", "SUBSECOND_ISA", "i16")
     by_isa = {isa["isa"]: isa for isa in native["instruction_sets"]}
     assert by_isa["scalar"] == {
         "isa": "scalar",
+        "arithmetic": "i16",
         "can_run": True,
         "is_chosen": True,
         "missing": [],

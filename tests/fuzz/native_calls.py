@@ -18,23 +18,32 @@ VOCAB_SIZE, HEAD_DIM, NUM_BLOCKS, MAX_ROWS, MAX_EXPERTS = 40, 8, 3, 4, 3
 WIDTH = 256  # a super-block, so that every format fits
 ARENA_FLOATS = 4 * WIDTH
 _HOSTILE = (-1, 0, 1, 2, 31, 32, 33, 64, 128, 1025, 2**20, 2**31 - 1, -(2**31), 2**62, -(2**63), 2**63 - 1)
+NUM_PICKS = 16
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "")
 """The last is no activation: refused, except by a linear."""
 _ODD_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 3e38, -3e38, np.inf, -np.inf, np.nan, 1e-5, 0.7, 50.0)
 
 
 def random_calls(rng: Random) -> bytes:
-    """Bytes that `Stream` turns into arguments; zeros are the harmless choice, so most of them are."""
-    data = bytes(rng.randrange(256) if rng.random() < rng.choice((0.02, 0.1, 0.5)) else 0 for _ in range(160))
-    return mutate_bytes(data, rng)
+    """Bytes that `Stream` turns into arguments.
+
+    The first ones choose among what is equally harmless; of the others zero is the harmless choice, so most are zeros.
+    """
+    data = bytes(rng.randrange(256) if rng.random() < rng.choice((0.01, 0.02, 0.1)) else 0 for _ in range(160))
+    return mutate_bytes(rng.randbytes(NUM_PICKS) + data, rng)
 
 
 class Stream:
     """Takes choices from bytes, zeros after their end."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, data: bytes, num_picks: int = 0) -> None:
+        self._data = data[num_picks:]
+        self._picks = iter(data[:num_picks])
         self._place = 0
+
+    def pick(self) -> int:
+        """The next of the first bytes, which choose among what is equally harmless."""
+        return next(self._picks, 0)
 
     def byte(self) -> int:
         """The next byte."""
@@ -74,11 +83,11 @@ class Stream:
 
 def run_executor(folder: Path) -> None:
     """Build an executor of every operator and run a step."""
-    stream = Stream((folder / "calls.bin").read_bytes())
+    stream = Stream((folder / "calls.bin").read_bytes(), NUM_PICKS)
     isas = _native.available_isas()
     executor = _native.Executor(
-        isa=isas[stream.byte() % len(isas)],
-        num_threads=1 + stream.byte() % 2,
+        isa=isas[stream.pick() % len(isas)],
+        num_threads=1 + stream.pick() % 2,
         max_rows=min(stream.size(MAX_ROWS), 4096),  # the product's own setting, never a file's
         output_width=stream.size(VOCAB_SIZE),
         all_floats=min(stream.size(ARENA_FLOATS), 2**20),
@@ -101,7 +110,7 @@ def _operand(stream: Stream, arena: int, slot: int) -> tuple[int, int, int, int]
 
 
 def _add_weight(executor: Any, stream: Stream, num_outputs: int) -> int:
-    name = PACKED_FORMATS[stream.byte() % len(PACKED_FORMATS)]
+    name = PACKED_FORMATS[stream.pick() % len(PACKED_FORMATS)]
     shape = (stream.size(num_outputs), stream.size(WIDTH))
     num_bytes = _native.packed_size(name, *shape)
     if num_bytes > 2**24:
@@ -114,19 +123,19 @@ def _add_calls(executor: Any, stream: Stream) -> None:
     head = _add_weight(executor, stream, VOCAB_SIZE)
     vector = executor.add_vector(np.full(max(0, min(stream.size(WIDTH), 2**16)), 0.5, np.float32))
     frequencies = stream.floats(max(0, min(stream.size(HEAD_DIM // 2), 600)), 0.5).tolist()
-    rotary = executor.add_rotary(frequencies, stream.byte() > 128, stream.number(1.0))
+    rotary = executor.add_rotary(frequencies, stream.pick() > 128, stream.number(1.0))
     executor.add_embed(_operand(stream, 0, 0), stream.size(head), stream.choice("token", ("position", "first", "")))
     calls = _calls(executor, stream, vector, rotary)
-    for _ in range(stream.byte() % 4 + 1):
-        calls[stream.byte() % len(calls)]()
+    for _ in range(stream.pick() % 4 + 1):
+        calls[stream.pick() % len(calls)]()
     executor.add_select_rows(_operand(stream, 1, 1), _operand(stream, 0, 0), stream.size(WIDTH))
     residual = _operand(stream, 1, 0) if stream.byte() > 200 else None
     biases, norm, gated = [stream.size(-1)], stream.size(-1), stream.choice("", ACTIVATIONS)
-    weights = [head] * (1 + stream.byte() // 200)
+    weights = [head] * (1 + stream.pick() // 200)
     executor.add_linear(
         _operand(stream, 1, 0), _operand(stream, 1, 1), weights, biases * len(weights), norm, 1e-5, gated, residual
     )
-    if stream.byte() > 128:
+    if stream.pick() > 128:
         executor.add_softcap(_operand(stream, 1, 0), _operand(stream, 1, 0), stream.size(WIDTH), stream.number(15.0))
 
 
@@ -142,7 +151,7 @@ def _calls(executor: Any, stream: Stream, vector: int, rotary: int) -> tuple[Cal
 
     return (
         lambda: executor.add_normalize(
-            in_all(), in_all(), width(), stream.size(vector), stream.size(-1), 1e-5, stream.byte() > 128, width()
+            in_all(), in_all(), width(), stream.size(vector), stream.size(-1), 1e-5, stream.pick() > 128, width()
         ),
         lambda: executor.add_rope(in_all(), in_all(), width(), stream.size(HEAD_DIM), stream.size(rotary)),
         lambda: _add_attention(executor, stream, rotary),
@@ -160,17 +169,18 @@ def _add_attention(executor: Any, stream: Stream, rotary: int) -> None:
     heads = stream.size(0), stream.size(4), stream.size(2), stream.size(HEAD_DIM)
     scale, used = stream.number(0.3), stream.size(rotary)
     executor.add_attention(
-        *operands, *heads, scale, used, stream.size(0), stream.number(0.0), is_causal=stream.byte() < 192
+        *operands, *heads, scale, used, stream.size(0), stream.number(0.0), is_causal=stream.pick() < 192
     )
 
 
 def _add_experts(executor: Any, stream: Stream) -> None:
-    num_experts = 1 + stream.byte() % MAX_EXPERTS
-    weights = [_add_weight(executor, stream, WIDTH) for _ in range(1 + stream.byte() % 2)]
-    chosen = [weights[index % len(weights)] for index in range(3 * num_experts)]
+    num_experts = 1 + stream.pick() % MAX_EXPERTS
+    first = _add_weight(executor, stream, WIDTH)
+    second = _add_weight(executor, stream, WIDTH) if stream.byte() > 200 else first
+    chosen = [second, first, first] + [first] * (3 * num_experts - 3)
     operands = [_operand(stream, 0, slot) for slot in (1, 0, 0)]
-    num_chosen = stream.size(1 + stream.byte() % num_experts)
-    executor.add_experts(*operands, chosen, num_chosen, stream.byte() > 128, stream.choice("silu", ACTIVATIONS))
+    num_chosen = stream.size(1 + stream.pick() % num_experts)
+    executor.add_experts(*operands, chosen, num_chosen, stream.pick() > 128, stream.choice("silu", ACTIVATIONS))
 
 
 def run_sampler(folder: Path) -> None:
