@@ -108,7 +108,7 @@ def isa_flags() -> dict[str, list[str]]:
 def run(program: Path, num_inputs: int, corpus: Path) -> subprocess.CompletedProcess[str]:
     """Run a target; a finding ends it with a non-zero code and a report. New inputs are kept in `corpus`."""
     corpus.mkdir(parents=True, exist_ok=True)
-    command = [str(program), f"-runs={num_inputs}", "-seed=1", "-max_len=256", "-timeout=20"]
+    command = [str(program), f"-runs={num_inputs}", "-seed=1", "-max_len=256", "-len_control=0", "-timeout=20"]
     return subprocess.run(
         [*command, f"-artifact_prefix={corpus.parent}/{program.name}_", str(corpus)],
         capture_output=True,

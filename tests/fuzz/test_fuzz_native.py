@@ -14,7 +14,7 @@ from tests.fuzz import native_targets
 from tests.fuzz.native_targets import TARGETS, Toolchain
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "fuzz_native"
-NUM_INPUTS = {"linear": 20_000, "attention": 10_000, "sampler": 200_000, "executor": 5_000}
+NUM_INPUTS = {"linear": 2_000, "attention": 4_000, "sampler": 100_000, "executor": 5_000}
 """Sized to take some minutes a target on two cores."""
 
 

@@ -194,8 +194,11 @@ class PackedTable:
         return self._bytes(token_id).decode("utf-8", "surrogateescape")
 
     def find(self, text: str) -> int | None:
-        """The token that a text is, None if it is none."""
-        needle = text.encode("utf-8", "surrogateescape")
+        """The token that a text is, None if it is none; half a surrogate pair, which has no bytes, is in no token."""
+        try:
+            needle = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return None
         crc = crc32(needle)
         place = bisect_left(self.hashes, crc)
         for each in range(place, min(place + MAX_SAME_HASH, len(self.hashes))):
