@@ -6,6 +6,7 @@ counts what any code (Rust, C++) really touches, for which Linux lets a process 
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 import tracemalloc
@@ -31,10 +32,15 @@ class Verdict:
 
 
 class Oracle:
-    """Runs inputs one after the other in `folder`, which is its own."""
+    """Runs inputs one after the other in `folder`, which is its own and emptied when another reader comes.
+
+    What one reader's inputs leave behind must not decide what the next one finds: a config.json makes a folder that
+    holds an artifact one of Hugging Face.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._harness: Harness | None = None
         self._can_reset_peak = _can_reset_peak()
 
     def judge(self, harness: Harness, data: bytes, *, is_traced: bool = True) -> Verdict:
@@ -42,6 +48,9 @@ class Oracle:
 
         Tracing doubles the time; without it, memory that is asked for and never touched goes unseen.
         """
+        if harness is not self._harness:
+            _empty(self._folder)
+            self._harness = harness
         file_bundle.write(data, harness.files, self._folder)
         resident, num_bytes = self._reset_peak(), 0
         if is_traced:
@@ -85,6 +94,14 @@ class Oracle:
             return 0
         _CLEAR.write_text("5")
         return _status_bytes("VmRSS")
+
+
+def _empty(folder: Path) -> None:
+    for place in folder.iterdir():
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
 
 
 def _origin(error: Exception) -> str:

@@ -28,6 +28,17 @@ def test_inputs_follow_from_reader_and_number() -> None:
         assert len(set(first)) > 1, f"every input of {reader} is the same"
 
 
+def test_inputs_of_one_reader_do_not_reach_the_next(tmp_path: Path) -> None:
+    oracle = Oracle(tmp_path)
+    assert oracle.judge(HARNESSES["hf_folder"], hugging_face_inputs.valid_folder("plain")).outcome == "accepted"
+    nothing = file_bundle.pack([None] * len(artifact_inputs.FILES))
+    assert oracle.judge(HARNESSES["artifact"], nothing).outcome == "FormatError"
+
+
+def test_artifacts_are_the_same_in_every_process() -> None:
+    assert b'"modified_ns": 0' in artifact_inputs.valid_artifact(0)
+
+
 def test_files_without_a_fault_are_read(tmp_path: Path) -> None:
     oracle = Oracle(tmp_path)
     valid = {
