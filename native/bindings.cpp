@@ -24,6 +24,7 @@ int64_t packed_size(const std::string& name, int64_t num_outputs, int64_t num_in
 void pack_into(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Bytes& stored,
                const nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& packed) {
   const Format format = checked_format(name, num_outputs, num_inputs);
+  if (is_channel(format)) throw nb::value_error((name + " is no stored format; quantize_into makes it").c_str());
   const FormatInfo& info = format_info(format);
   if (static_cast<int64_t>(stored.shape(0)) != num_outputs * (num_inputs / info.block_elements) * info.block_bytes)
     throw nb::value_error("the stored tensor has not the number of bytes that its shape asks for");
@@ -31,6 +32,27 @@ void pack_into(const std::string& name, int64_t num_outputs, int64_t num_inputs,
     throw nb::value_error("the packed buffer has not the size that packed_size gives");
   nb::gil_scoped_release release;
   pack_weight(format, num_outputs, num_inputs, stored.data(), packed.data());
+}
+
+// Outputs [begin, begin + rows) of a weight of a channel format from their float32 weights, which are overwritten.
+void quantize_into(const std::string& name, int64_t num_outputs, int64_t num_inputs, const Rows& rows, int64_t begin,
+                   const nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& packed) {
+  const Format format = checked_format(name, num_outputs, num_inputs);
+  const auto count = static_cast<int64_t>(rows.shape(0));
+  if (!is_channel(format)) throw nb::value_error((name + " is a stored format; pack_into packs it").c_str());
+  if (static_cast<int64_t>(packed.shape(0)) != packed_bytes(format, num_outputs, num_inputs))
+    throw nb::value_error("the packed buffer has not the size that packed_size gives");
+  if (static_cast<int64_t>(rows.shape(1)) != num_inputs || begin < 0 || begin % kPanelOutputs != 0 ||
+      begin > num_outputs - count || (count % kPanelOutputs != 0 && begin + count != num_outputs))
+    throw nb::value_error("rows of num_inputs weights, whole panels of sixteen or up to the last output");
+  nb::gil_scoped_release release;
+  const float factor = 1.0f / Rotation(num_inputs).factor();
+  for (int64_t row = 0; row < count; ++row) {
+    float* x = rows.data() + row * num_inputs;
+    available_kernels().front()->rotate(x, num_inputs);
+    for (int64_t k = 0; k < num_inputs; ++k) x[k] *= factor;
+  }
+  quantize_weight(format, num_outputs, num_inputs, rows.data(), begin, begin + count, packed.data());
 }
 
 nb::dict features() {
@@ -118,6 +140,10 @@ Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_
   if (num_outputs < 1 || num_inputs < 1 || num_outputs > kLargest || num_inputs > kLargest)
     throw nb::value_error("a weight has 1 to 2^31 outputs and inputs");
   if (num_outputs > (int64_t{1} << 46) / num_inputs) throw nb::value_error("so large a weight fits into no memory");
+  if (is_channel(format)) {
+    if (num_inputs > kMaxChannelInputs) throw nb::value_error("a weight of a channel format has at most 65536 inputs");
+    return format;
+  }
   if (num_inputs % format_info(format).block_elements != 0)
     throw nb::value_error("the number of inputs is not a multiple of the block size of the format");
   return format;
@@ -149,6 +175,9 @@ NB_MODULE(_native, module) {
   module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              nb::arg("stored").noconvert(), nb::arg("packed").noconvert(),
              "Reorder a stored tensor into its packed form.");
+  module.def("quantize_into", &quantize_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
+             nb::arg("rows").noconvert(), nb::arg("begin"), nb::arg("packed").noconvert(),
+             "Quantize outputs from `begin` on, float32 rows that are rotated in place, into a weight of a channel format.");
   module.def(
       "allocate", [](size_t num_bytes) { return as_array(Buffer(num_bytes)); }, nb::arg("num_bytes"),
       nb::sig("def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]"),

@@ -16,6 +16,7 @@ namespace subsecond {
 namespace nb = nanobind;
 
 using FloatRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;  // rows may be apart, columns are not
+using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntRows = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;

@@ -82,7 +82,7 @@ class PyExecutor {
   void add_embed(nb::object output, int64_t weight, const std::string& index) {
     Call call;
     call.kind = Call::Kind::kEmbed;
-    call.weights.push_back(weights_.at(static_cast<size_t>(weight)));
+    call.weights.push_back(stored_weight(weight));
     call.width = call.weights[0].num_inputs;
     if (call.width > int64_t{1} << 20) throw nb::value_error("a row of an embedding has at most 2^20 values");
     call.index = checked_index(index);
@@ -103,7 +103,8 @@ class PyExecutor {
     for (size_t i = 0; i < biases.size(); ++i) call.biases.push_back(vector(biases[i], call.weights[i].num_outputs));
     call.width = call.weights[0].num_inputs;
     for (const PackedWeight& weight : call.weights)
-      if (weight.num_inputs != call.width) throw nb::value_error("the weights of a linear have different inputs");
+      if (weight.num_inputs != call.width || is_channel(weight.format) != is_channel(call.weights[0].format))
+        throw nb::value_error("the weights of a linear differ in inputs, or in whether they are of a channel format");
     call.is_gated = !gated.empty();
     if (call.is_gated) call.activation = checked_activation(gated);
     if (call.is_gated && (weights.size() != 2 || call.weights[0].num_outputs != call.weights[1].num_outputs))
@@ -163,7 +164,7 @@ class PyExecutor {
     const auto num_experts = static_cast<int64_t>(weights.size() / 3);
     if (num_experts < 1 || weights.size() % 3 != 0 || num_chosen < 1 || num_chosen > num_experts)
       throw nb::value_error("experts have three weights each, and at least as many as are chosen");
-    for (const int64_t index : weights) call.weights.push_back(weights_.at(static_cast<size_t>(index)));
+    for (const int64_t index : weights) call.weights.push_back(stored_weight(index));
     const int64_t width = call.weights[0].num_inputs, ff_width = call.weights[0].num_outputs;
     for (size_t i = 0; i < call.weights.size(); ++i) {
       const PackedWeight& weight = call.weights[i];
@@ -267,6 +268,12 @@ class PyExecutor {
   int64_t kv_bytes() const { return executor_.kv_bytes(); }
 
  private:
+  const PackedWeight& stored_weight(int64_t index) const {
+    const PackedWeight& weight = weights_.at(static_cast<size_t>(index));
+    if (is_channel(weight.format)) throw nb::value_error("only linears take weights of a channel format");
+    return weight;
+  }
+
   // (arena, offset, column, stride) of a value that is `width` columns wide, checked against the arenas.
   Operand operand(nb::handle given, int64_t width) const {
     if (is_finished_) throw nb::value_error("the executor is finished and takes no more calls");

@@ -44,7 +44,8 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
   for (const nb::object& bias : biases)
     bias_data.push_back(bias.is_none() ? nullptr : nb::cast<Floats>(bias, false).data());
   const auto num_rows = static_cast<int64_t>(input.shape(0)), width = static_cast<int64_t>(input.shape(1));
-  Buffer activations(static_cast<size_t>(kernels.activation_bytes(num_rows, width)));
+  const LinearKernels& linear = kernels.linear_of(packed.at(0).format);
+  Buffer activations(static_cast<size_t>(linear.activation_bytes(num_rows, width)));
   Buffer scratch(static_cast<size_t>(kernels.scratch_bytes(width, 64)));
   const float* norm_weight = norm.is_none() ? nullptr : nb::cast<Floats>(norm, false).data();
   const PackArgs pack{matrix(input), num_rows, width, norm_weight, norm_eps, activations.data()};
@@ -60,8 +61,8 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
   double best = INFINITY;
   for (int i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    kernels.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows);
-    kernels.linear(args, 0, linear_units(args), scratch.data());
+    linear.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows, scratch.data());
+    linear.linear(args, 0, linear_units(args), scratch.data());
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;

@@ -55,8 +55,12 @@ void Executor::finish(const Operand& output) {
   queues_ = std::vector<std::atomic<uint64_t>>(static_cast<size_t>(num_pieces * config_.num_threads));
   routes_.allocate();
   call_ns.assign(calls_.size(), 0);
-  packed_ = Buffer(static_cast<size_t>(kernels_.activation_bytes(config_.max_rows, max_inputs_)));
-  private_stride_ = round_up(kernels_.activation_bytes(kPrivateRows, max_inputs_), 4096);
+  const auto packed_bytes = [&](int64_t num_rows) {
+    return std::max(kernels_.stored.activation_bytes(num_rows, max_inputs_),
+                    kernels_.channel.activation_bytes(num_rows, max_inputs_));
+  };
+  packed_ = Buffer(static_cast<size_t>(packed_bytes(config_.max_rows)));
+  private_stride_ = round_up(packed_bytes(kPrivateRows), 4096);
   scratch_stride_ = round_up(kernels_.scratch_bytes(max_inputs_, config_.head_dim), 4096) + private_stride_;
   scratch_ = Buffer(static_cast<size_t>(scratch_stride_ * config_.num_threads));
 }
@@ -130,12 +134,13 @@ void Executor::run_linear(const Call& call, Step& step) {
                       call.norm.weight,
                       call.norm.eps,
                       is_private ? step.private_packed : packed_.data()};
+  const LinearKernels& kernels = kernels_.linear_of(call.weights[0].format);
+  const auto pack_group = [&](int64_t group) { kernels.pack_rows(pack, group, group + 1, step.scratch); };
   if (is_private) {
     step.take_queues();
-    kernels_.pack_rows(pack, 0, 1);
+    pack_group(0);
   } else {
-    step.share((num_rows + kGroupRows - 1) / kGroupRows,
-               [&](int64_t group) { kernels_.pack_rows(pack, group, group + 1); });
+    step.share((num_rows + kGroupRows - 1) / kGroupRows, pack_group);
     step.barrier.wait();
   }
   const LinearArgs args{pack.packed,
@@ -147,7 +152,7 @@ void Executor::run_linear(const Call& call, Step& step) {
                         call.activation,
                         locate(call.residual, step.batch),
                         locate(call.output, step.batch)};
-  step.share(linear_units(args), [&](int64_t unit) { kernels_.linear(args, unit, unit + 1, step.scratch); });
+  step.share(linear_units(args), [&](int64_t unit) { kernels.linear(args, unit, unit + 1, step.scratch); });
 }
 
 RotaryArgs Executor::rotary_args(int index) const {

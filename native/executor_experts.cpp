@@ -22,7 +22,7 @@ void Executor::pack_experts(const Call& call, Step& step, bool is_hidden) {
     for (int64_t i = first; i < first + kGroupRows && i < group.count && !is_hidden; ++i)
       std::memcpy(rows.row(i), input.row(routes_.row_of(group.start + i)), static_cast<size_t>(width) * sizeof(float));
     const PackArgs pack{rows, group.count, width, nullptr, 0.0f, routes_.packed() + group.packed_offset[is_hidden]};
-    kernels_.pack_rows(pack, piece.row_group, piece.row_group + 1);
+    kernels_.stored.pack_rows(pack, piece.row_group, piece.row_group + 1, step.scratch);
   });
 }
 
@@ -50,7 +50,7 @@ void Executor::multiply_experts(const Call& call, Step& step, bool is_down) {
   const int64_t num_units = linear_units(arguments(routes_.groups()[0]));
   step.share(static_cast<int64_t>(routes_.groups().size()) * num_units, [&](int64_t item) {
     const LinearArgs args = arguments(routes_.groups()[static_cast<size_t>(item / num_units)]);
-    kernels_.linear(args, item % num_units, item % num_units + 1, step.scratch);
+    kernels_.stored.linear(args, item % num_units, item % num_units + 1, step.scratch);
   });
 }
 

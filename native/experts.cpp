@@ -33,7 +33,7 @@ void ExpertRoutes::reserve(const Kernels& kernels, const ExpertsShape& shape, in
   max_probabilities_ = std::max(max_probabilities_, max_rows * shape.num_experts);
   row_bytes_ = std::max(row_bytes_, pairs * shape.width * float_bytes);
   hidden_bytes_ = std::max(hidden_bytes_, pairs * shape.ff_width * float_bytes);
-  packed_bytes_ = std::max(packed_bytes_, kernels.activation_bytes(padded, std::max(shape.width, shape.ff_width)));
+  packed_bytes_ = std::max(packed_bytes_, kernels.stored.activation_bytes(padded, std::max(shape.width, shape.ff_width)));
 }
 
 void ExpertRoutes::allocate() {
@@ -69,8 +69,8 @@ void ExpertRoutes::group(const Kernels& kernels, const ExpertsShape& shape, int6
     const auto index = static_cast<int32_t>(groups_.size());
     groups_.push_back({expert, start, count, {packed[0], packed[1]}});
     for (int32_t row_group = 0; row_group * kGroupRows < count; ++row_group) pieces_.push_back({index, row_group});
-    packed[0] += kernels.activation_bytes(count, shape.width);
-    packed[1] += kernels.activation_bytes(count, shape.ff_width);
+    packed[0] += kernels.stored.activation_bytes(count, shape.width);
+    packed[1] += kernels.stored.activation_bytes(count, shape.ff_width);
     start += count;
   }
   for (size_t pair = 0; pair < num_pairs; ++pair) {

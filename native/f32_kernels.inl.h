@@ -1,9 +1,10 @@
 // Kernels of every instruction set but AMX, written once over a vector `V` of sixteen floats and compiled once per
 // instruction set: operators in float32, linears of quantized weights in i16 arithmetic.
 //
-// The including file defines, in its own namespace, `V` and `I` with the operations used here, dot_add, the code
-// readers, kRowBlock (rows by sixteen outputs in registers; divides kGroupRows) and, for unquantized weights,
-// kFloatRows and kColumnBlock.
+// The including file defines, in its own namespace, `V` and `I` with the operations used here, dot_add, dot_bytes_add,
+// dot_nibbles_add, the code readers, kRowBlock (rows by sixteen outputs in registers; divides kGroupRows), for
+// unquantized weights kFloatRows and kColumnBlock, for channel formats kByteRows, kBytePanels and kByteOffset (what
+// dot_bytes_add leaves in a byte of a weight).
 
 #include "elementwise.inl.h"
 #include "tile_scales.inl.h"
@@ -199,6 +200,7 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
 
 #include "f32_attention.inl.h"
 #include "i16_linear.inl.h"
+#include "int8_linear.inl.h"
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
   const int64_t panels = 4 * unpacked_bytes(padded_width(max_inputs));
@@ -207,7 +209,25 @@ static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
-  return Kernels{isa,      "i16",    "f32",  activation_bytes, scratch_bytes, head_bytes, pack_rows,
-                 linear,   store_kv, attend, attend_rows,      normalize,     rope,       gated_activation,
-                 activate, add,      scale,  softcap,          softmax,       add_scaled, unpack_row};
+  return {.isa = isa,
+          .arithmetic = "i16",
+          .kv_type = "f32",
+          .stored = {activation_bytes, pack_rows, linear},
+          .channel = {quantized_bytes, quantize_rows, channel_linear},
+          .scratch_bytes = scratch_bytes,
+          .head_bytes = head_bytes,
+          .store_kv = store_kv,
+          .attend = attend,
+          .attend_rows = attend_rows,
+          .normalize = normalize,
+          .rope = rope,
+          .gated_activation = gated_activation,
+          .activate = activate,
+          .add = add,
+          .scale = scale,
+          .softcap = softcap,
+          .softmax = softmax,
+          .add_scaled = add_scaled,
+          .rotate = rotate,
+          .unpack_row = unpack_row};
 }

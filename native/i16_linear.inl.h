@@ -66,7 +66,7 @@ static inline void quantize(const float* x, BlockCodes& block) {
   store_words(block.codes + 16, high_codes);
 }
 
-static void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
+static void pack_rows(const PackArgs& args, int64_t begin, int64_t end, uint8_t*) {
   const int64_t padded = padded_width(args.width);
   const Activations packed{args.packed, args.num_rows, padded / kTileInputs};
   const int64_t last = end * kGroupRows < args.num_rows ? end * kGroupRows : args.num_rows;

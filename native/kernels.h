@@ -2,14 +2,18 @@
 //
 // Two arithmetics. "i16": activations are rounded to 16 bits in blocks of 32, the products of codes are summed exactly
 // and scaled in float32; scalar, AVX2 and AVX-512 with and without VNNI give the same bits. "bf16": weights and
-// activations are rounded to bfloat16, products are exact and sums float32 (AMX). In both, a row of a result depends on
-// nothing but that row's inputs, never on the number of rows.
+// activations are rounded to bfloat16, products are exact and sums float32 (AMX). Weights of channel formats have a
+// third, the same on every instruction set: activations are rounded to 8 bits with one scale a row, products of codes
+// are summed exactly. In all of them, a row of a result depends on nothing but that row's inputs, never on the number of
+// rows.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "channel_weight.h"
 #include "packed_weight.h"
+#include "rotation.h"
 
 namespace subsecond {
 
@@ -29,7 +33,7 @@ struct PackArgs {
   int64_t width;
   const float* norm_weight;  // null: no norm
   float norm_eps;
-  uint8_t* packed;  // activation_bytes(num_rows, width)
+  uint8_t* packed;  // activation_bytes(num_rows, width), see LinearKernels
 };
 
 enum class Activation : int { kSilu, kGelu, kGeluTanh, kCount };  // see graph/ops.py
@@ -99,21 +103,27 @@ inline Visible visible_to(const AttentionArgs& args, const Span& span, int64_t p
   return {args.window && position + 1 > args.window ? position + 1 - args.window : 0, position + 1};
 }
 
+// The kernels of a linear. Row groups [begin, end) of kGroupRows rows each are normalized (optional) and packed, then
+// units of work [begin, end) are multiplied (see unit_panels); every thread has scratch memory of its own.
+struct LinearKernels {
+  int64_t (*activation_bytes)(int64_t num_rows, int64_t width);
+  void (*pack_rows)(const PackArgs&, int64_t begin, int64_t end, uint8_t* scratch);
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end, uint8_t* scratch);
+};
+
 struct Kernels {
   const char* isa;
   const char* arithmetic;
   const char* kv_type;
 
-  // Bytes of the packed form of activations, and of the scratch memory that each thread needs for `linear` and
-  // `attend`.
-  int64_t (*activation_bytes)(int64_t num_rows, int64_t width);
+  LinearKernels stored;
+  LinearKernels channel;  // for weights of channel formats
+  const LinearKernels& linear_of(Format format) const { return is_channel(format) ? channel : stored; }
+
+  // Bytes of the scratch memory that each thread needs, for linears of up to so many inputs and for `attend`.
   int64_t (*scratch_bytes)(int64_t max_inputs, int64_t head_dim);
   int64_t (*head_bytes)(int64_t head_dim);
 
-  // Normalize (optional) and pack row groups [begin, end), kGroupRows rows each.
-  void (*pack_rows)(const PackArgs&, int64_t begin, int64_t end);
-  // Units of work [begin, end) of a linear; see unit_panels.
-  void (*linear)(const LinearArgs&, int64_t begin, int64_t end, uint8_t* scratch);
   // Rotate and store the keys and values of rows [begin, end) of a span, all in one block, for one head.
   void (*store_kv)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch);
   // Attend for rows [begin, end) of a span (at most attend_rows of them) and the query heads of one key/value head.
@@ -134,7 +144,9 @@ struct Kernels {
   void (*softmax)(const float* input, float* output, int64_t width);
   // output += input * factor, of one row.
   void (*add_scaled)(const float* input, float* output, int64_t width, float factor);
-  // Row `index` of a weight as float32[num_inputs].
+  // The rotation of rotation.h, of one row in place.
+  void (*rotate)(float* row, int64_t width);
+  // Row `index` of a weight of a stored format as float32[num_inputs].
   void (*unpack_row)(const PackedWeight&, int64_t index, float* output);
 };
 

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "channel_weight.h"
+
 namespace subsecond {
 namespace {
 
@@ -247,11 +249,17 @@ constexpr auto kPackRow = format_table([]<Format F>() { return pack_row<F>; });
 
 Format format_by_name(const char* name) {
   for (int i = 0; i < static_cast<int>(Format::kCount); ++i)
-    if (std::strcmp(kFormats[i].name, name) == 0) return static_cast<Format>(i);
+    if (std::strcmp(format_name(static_cast<Format>(i)), name) == 0) return static_cast<Format>(i);
   return Format::kCount;
 }
 
+const char* format_name(Format format) {
+  if (is_channel(format)) return format == Format::kINT8 ? "INT8" : "INT4";
+  return format_info(format).name;
+}
+
 int64_t PackedWeight::panel_bytes() const {
+  if (is_channel(format)) return ChannelPanel{format, num_tiles()}.num_bytes();
   const FormatInfo& info = format_info(format);
   return num_tiles() / info.tiles_per_super * info.super_bytes();
 }

@@ -28,6 +28,15 @@
 //   h2  8 bytes: input k = 8 l + j is bits [2 l, 2 l + 2) of byte j
 //   h1  4 bytes: input k is bit k of a little-endian uint32
 //
+// Channel formats are not stored blocks but made from float32 weights: one float32 scale an output, integer codes over
+// all of K, in the operand order of byte products (four inputs of sixteen outputs a vector). A panel holds, for T tiles:
+//
+//   INT8    scale[16]                            q[T][8][16][4]    w = scale (q - 128), q: uint8, 1 to 255
+//   INT4    scale[16] mq[T][8], zeros to 64      q4[T][4][16][4]   w = scale m (q - 8), m: 1 to 16
+//
+// A byte of mq holds m - 1 of output n in its low and of output n + 8 in its high bits; a byte of q4[v] is an input of
+// group v in its low and of group v + 4 in its high bits. Codes begin at a multiple of 64 bytes.
+//
 // N is padded to 16 and K to 32 with zero weights.
 #pragma once
 
@@ -56,8 +65,13 @@ enum class Format : int32_t {
   kQ6_K,
   kIQ4_NL,
   kIQ4_XS,
+  kNumStored,  // formats from here on are channel formats
+  kINT8 = kNumStored,
+  kINT4,
   kCount
 };
+
+constexpr bool is_channel(Format format) { return format >= Format::kNumStored; }
 
 // What an IQ4 code stands for (ggml-common.h, kvalues_iq4nl).
 inline constexpr int8_t kNonlinearValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
@@ -124,7 +138,7 @@ struct FormatInfo {
   constexpr int64_t high_at(int64_t n) const { return codes_at(0) - (kPanelOutputs - n) * high_bytes(); }
 };
 
-// In the order of Format. Kernels read it at compile time; format_info serves the rest.
+// Stored formats, in the order of Format. Kernels read it at compile time; format_info serves the rest.
 inline constexpr FormatInfo kFormats[] = {
     {"F32", 1, 4, 0, 1, 0, 2048, ScaleFields::kNone, CodeFields::kF32, 0},
     {"F16", 1, 2, 0, 1, 0, 1024, ScaleFields::kNone, CodeFields::kF16, 0},
@@ -142,12 +156,12 @@ inline constexpr FormatInfo kFormats[] = {
     {"IQ4_NL", 32, 18, 0, 1, 0, 288, ScaleFields::kHalf, CodeFields::kNonlinear, 0},
     {"IQ4_XS", 256, 136, 0, 8, 32, 272, ScaleFields::kByte, CodeFields::kNonlinear, 0},
 };
-constexpr size_t kNumFormats = static_cast<size_t>(Format::kCount);
+constexpr size_t kNumFormats = static_cast<size_t>(Format::kNumStored);
 static_assert(sizeof(kFormats) / sizeof(kFormats[0]) == kNumFormats);
 
 constexpr const FormatInfo& format_info(Format format) { return kFormats[static_cast<size_t>(format)]; }
 
-// One entry for every format.
+// One entry for every stored format.
 template <class Entry>
 struct FormatTable {
   Entry entries[kNumFormats];
@@ -163,8 +177,9 @@ constexpr auto format_table(Make make) {
   }(std::make_index_sequence<kNumFormats>());
 }
 
-// The format of that GGUF name; kCount where there is none.
+// The format of that name, GGUF's for stored formats; kCount where there is none.
 Format format_by_name(const char* name);
+const char* format_name(Format format);
 
 struct PackedWeight {
   Format format;

@@ -77,24 +77,25 @@ uint64_t digest_of(const std::vector<float>& values) {
 
 std::vector<float> run_linear(const Kernels& kernels, const PackedWeight& weight, std::vector<float> input,
                               int64_t num_rows) {
-  std::vector<uint8_t> packed(static_cast<size_t>(kernels.activation_bytes(num_rows, weight.num_inputs)) + 64);
+  const LinearKernels& linear = kernels.linear_of(weight.format);
+  std::vector<uint8_t> packed(static_cast<size_t>(linear.activation_bytes(num_rows, weight.num_inputs)) + 64);
   std::vector<uint8_t> scratch(static_cast<size_t>(kernels.scratch_bytes(weight.num_inputs, 64)) + 64);
   const auto align = [](std::vector<uint8_t>& v) {
     return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
   };
   std::vector<float> output(static_cast<size_t>(num_rows * weight.num_outputs));
   const PackArgs pack{{input.data(), weight.num_inputs}, num_rows, weight.num_inputs, nullptr, 0.0f, align(packed)};
-  kernels.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows);
+  linear.pack_rows(pack, 0, (num_rows + kGroupRows - 1) / kGroupRows, align(scratch));
   const float* bias = nullptr;
   const LinearArgs args{
       align(packed), num_rows, &weight, &bias, 1, false, Activation::kSilu, {}, {output.data(), weight.num_outputs}};
-  kernels.linear(args, 0, linear_units(args), align(scratch));
+  linear.linear(args, 0, linear_units(args), align(scratch));
   return output;
 }
 
 void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestResult>& results) {
   constexpr int64_t num_outputs = 20, num_inputs = 256;
-  for (int f = 0; f < static_cast<int>(Format::kCount); ++f) {
+  for (int f = 0; f < static_cast<int>(Format::kNumStored); ++f) {
     const auto format = static_cast<Format>(f);
     Numbers numbers;
     const std::vector<uint8_t> stored = random_blocks(format, num_outputs, num_inputs, numbers);
@@ -112,6 +113,27 @@ void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestR
       add_to_digest(digest, output);
     }
     results.push_back({std::string("linear_") + format_info(format).name, error, tolerance, digest});
+  }
+}
+
+// Channel formats give the same bits on every instruction set.
+void test_channel_linear(const Kernels& kernels, std::vector<SelfTestResult>& results) {
+  constexpr int64_t num_outputs = 40, num_inputs = 192;
+  for (const Format format : {Format::kINT8, Format::kINT4}) {
+    Numbers numbers;
+    const std::vector<float> rows = numbers.take(num_outputs * num_inputs);
+    std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(format, num_outputs, num_inputs)) + 4096);
+    quantize_weight(format, num_outputs, num_inputs, rows.data(), 0, num_outputs, packed.data());
+    const PackedWeight weight{format, num_outputs, num_inputs, packed.data()};
+    double error = 0.0;
+    uint64_t digest = kDigestStart;
+    for (const int64_t num_rows : {1, 11}) {
+      const std::vector<float> input = numbers.take(num_rows * num_inputs);
+      const std::vector<float> output = run_linear(kernels, weight, input, num_rows);
+      error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows), output));
+      add_to_digest(digest, output);
+    }
+    results.push_back({std::string("linear_") + format_name(format), error, 0.0, digest});
   }
 }
 
@@ -202,6 +224,7 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const bool is_exact = std::strcmp(kernels.arithmetic, scalar::kernels().arithmetic) == 0;
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
+  test_channel_linear(kernels, results);
   const Numbers numbers;
   for (const AttentionForm& form :
        {AttentionForm{"attention", 0, 0.0f, true}, AttentionForm{"attention_window_softcap", 20, 0.5f, true},

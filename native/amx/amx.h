@@ -32,7 +32,7 @@ inline void before_tile_loads() { __asm__ volatile("" ::: "memory"); }
 
 int64_t activation_bytes(int64_t num_rows, int64_t width);
 int64_t linear_scratch_bytes(int64_t max_inputs);
-void pack_rows(const PackArgs&, int64_t begin, int64_t end);
+void pack_rows(const PackArgs&, int64_t begin, int64_t end, uint8_t* scratch);
 void linear(const LinearArgs&, int64_t begin, int64_t end, uint8_t* scratch);
 
 int64_t head_bytes(int64_t head_dim);

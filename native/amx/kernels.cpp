@@ -1,4 +1,4 @@
-// The table of the AMX kernels: bf16 arithmetic in tiles, element-wise operators from AVX-512.
+// The table of the AMX kernels: bf16 arithmetic in tiles, all else from AVX-512 with VNNI.
 
 #include "amx.h"
 
@@ -7,19 +7,18 @@ namespace {
 
 int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
   const int64_t linear = linear_scratch_bytes(max_inputs), attend = attend_scratch_bytes(head_dim);
-  return linear > attend ? linear : attend;
+  const int64_t own = linear > attend ? linear : attend, shared = avx512vnni::kernels().scratch_bytes(max_inputs, 64);
+  return own > shared ? own : shared;
 }
 
 Kernels make_kernels() {
-  Kernels table = avx512::kernels();
+  Kernels table = avx512vnni::kernels();
   table.isa = "amx";
   table.arithmetic = "bf16";
   table.kv_type = "bf16";
-  table.activation_bytes = activation_bytes;
+  table.stored = {activation_bytes, pack_rows, linear};
   table.scratch_bytes = scratch_bytes;
   table.head_bytes = head_bytes;
-  table.pack_rows = pack_rows;
-  table.linear = linear;
   table.store_kv = store_kv;
   table.attend = attend;
   table.attend_rows = attend_rows;

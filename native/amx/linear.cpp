@@ -306,7 +306,7 @@ int64_t linear_scratch_bytes(int64_t max_inputs) {
   return unpacked > ring ? unpacked : ring;
 }
 
-void pack_rows(const PackArgs& args, int64_t begin, int64_t end) {
+void pack_rows(const PackArgs& args, int64_t begin, int64_t end, uint8_t*) {
   const int64_t rows = tile_rows(args.num_rows), num_tiles = padded_width(args.width) / kTileInputs;
   for (int64_t group = begin; group < end; ++group) {
     uint8_t* out = args.packed + group * num_tiles * 64 * rows;

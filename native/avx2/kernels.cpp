@@ -15,9 +15,31 @@ inline I dot_add(I sum, I a, I b) {
           _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
 }
 
+// Products of four bytes less 128 and four signed codes, added to 32-bit sums: magnitudes of the codes times bytes that
+// took over their signs, so that no pair of products overflows 16 bits.
+inline __m256i dot_bytes_add(__m256i sum, __m256i bytes, __m256i codes) {
+  const __m256i weights = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(weights, codes));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline I dot_bytes_add(I sum, I bytes, I codes) {
+  return {dot_bytes_add(sum.low, bytes.low, codes.low), dot_bytes_add(sum.high, bytes.high, codes.high)};
+}
+
+// The same of bytes below 16 as they are.
+inline __m256i dot_nibbles_add(__m256i sum, __m256i bytes, __m256i codes) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, codes), _mm256_set1_epi16(1)));
+}
+inline I dot_nibbles_add(I sum, I bytes, I codes) {
+  return {dot_nibbles_add(sum.low, bytes.low, codes.low), dot_nibbles_add(sum.high, bytes.high, codes.high)};
+}
+
+constexpr int kByteOffset = 0;
 constexpr int kRowBlock = 4;
 constexpr int kFloatRows = 2;
 constexpr int kColumnBlock = 2;
+constexpr int kByteRows = 2;
+constexpr int kBytePanels = 2;
 
 #include "../f32_kernels.inl.h"
 

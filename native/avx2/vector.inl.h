@@ -64,6 +64,17 @@ struct V {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
   static float first(V v) { return _mm256_cvtss_f32(v.low); }
+  // Lane i is lane i ^ step.
+  template <int step>
+  static __m256 exchange_half(__m256 a) {
+    if constexpr (step == 4) return _mm256_permute2f128_ps(a, a, 1);
+    return _mm256_permute_ps(a, step == 1 ? 0xb1 : 0x4e);
+  }
+  template <int step>
+  static V exchange(V a) {
+    if constexpr (step == 8) return {a.high, a.low};
+    return {exchange_half<step>(a.low), exchange_half<step>(a.high)};
+  }
 };
 
 inline float half_to_float(const uint8_t* p) {
@@ -203,6 +214,15 @@ struct I {
     return {_mm256_shuffle_epi8(values, bytes.low), _mm256_shuffle_epi8(values, bytes.high)};
   }
   static I add(I a, I b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+  static I add_bytes(I a, I b) { return {_mm256_add_epi8(a.low, b.low), _mm256_add_epi8(a.high, b.high)}; }
+  static I multiply(I a, I b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
+  static I multiply_words(I a, I b) { return {_mm256_mullo_epi16(a.low, b.low), _mm256_mullo_epi16(a.high, b.high)}; }
+  // Eight bytes: their low four bits in lanes 0..7, the high ones in lanes 8..15.
+  static I nibble_lanes(const uint8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), low_bits = _mm_set1_epi8(15);
+    return {_mm256_cvtepu8_epi32(_mm_and_si128(bytes, low_bits)),
+            _mm256_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(bytes, 4), low_bits))};
+  }
   static V to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 };
 
@@ -252,4 +272,12 @@ inline void transpose_two(const uint8_t* p, I (&out)[2]) {
 inline void store_words(int16_t* p, V v) {
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+}
+
+// Integral floats within 8 bits.
+inline void store_bytes(int8_t* p, V v) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }

@@ -38,6 +38,13 @@ struct V {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
   static float first(V a) { return _mm512_cvtss_f32(a.v); }
+  // Lane i is lane i ^ step.
+  template <int step>
+  static V exchange(V a) {
+    if constexpr (step == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+    if constexpr (step == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+    return {_mm512_shuffle_f32x4(a.v, a.v, step == 4 ? 0xb1 : 0x4e)};
+  }
 };
 
 inline float half_to_float(const uint8_t* p) {
@@ -138,6 +145,15 @@ struct I {
     return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load16(reinterpret_cast<const uint8_t*>(table))), bytes.v)};
   }
   static I add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  static I add_bytes(I a, I b) { return {_mm512_add_epi8(a.v, b.v)}; }
+  static I multiply(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+  static I multiply_words(I a, I b) { return {_mm512_mullo_epi16(a.v, b.v)}; }
+  // Eight bytes: their low four bits in lanes 0..7, the high ones in lanes 8..15.
+  static I nibble_lanes(const uint8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i all = _mm_unpacklo_epi64(bytes, _mm_srli_epi16(bytes, 4));
+    return {_mm512_cvtepu8_epi32(_mm_and_si128(all, _mm_set1_epi8(15)))};
+  }
   static V to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 };
 
@@ -181,4 +197,9 @@ inline void transpose_two(const uint8_t* p, I (&out)[2]) {
 // Integral floats within 16 bits.
 inline void store_words(int16_t* p, V v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v.v)));
+}
+
+// Integral floats within 8 bits.
+inline void store_bytes(int8_t* p, V v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
 }

@@ -12,9 +12,16 @@ namespace {
 // Products of pairs of 16-bit codes, added to 32-bit sums.
 inline I dot_add(I sum, I a, I b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)}; }
 
+// Products of four unsigned bytes and four signed codes, added to 32-bit sums.
+inline I dot_bytes_add(I sum, I bytes, I codes) { return {_mm512_dpbusd_epi32(sum.v, bytes.v, codes.v)}; }
+inline I dot_nibbles_add(I sum, I bytes, I codes) { return dot_bytes_add(sum, bytes, codes); }
+
+constexpr int kByteOffset = 128;
 constexpr int kRowBlock = 16;
 constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
+constexpr int kByteRows = 6;
+constexpr int kBytePanels = 4;
 
 #include "../f32_kernels.inl.h"
 

@@ -78,6 +78,11 @@ struct V {
     return v.lane[0];
   }
   static float first(V v) { return v.lane[0]; }
+  // Lane i is lane i ^ step.
+  template <int step>
+  static V exchange(V v) {
+    return each([&](int i) { return v.lane[i ^ step]; });
+  }
 };
 
 float half_to_float(const uint8_t* p) {
@@ -218,6 +223,23 @@ struct I {
   static I add(I a, I b) {
     return each([&](int i) { return a.lane[i] + b.lane[i]; });
   }
+  static I add_bytes(I a, I b) {
+    return each([&](int i) {
+      return ((a.lane[i] & 0x7f7f7f7f) + (b.lane[i] & 0x7f7f7f7f)) ^ ((a.lane[i] ^ b.lane[i]) & 0x80808080);
+    });
+  }
+  static I multiply(I a, I b) {
+    return each([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static I multiply_words(I a, I b) {
+    return each([&](int i) {
+      return (a.lane[i] & 0xffff) * (b.lane[i] & 0xffff) % 65536 | (a.lane[i] >> 16) * (b.lane[i] >> 16) << 16;
+    });
+  }
+  // Eight bytes: their low four bits in lanes 0..7, the high ones in lanes 8..15.
+  static I nibble_lanes(const uint8_t* p) {
+    return each([&](int i) { return static_cast<uint32_t>(p[i % 8] >> (i < 8 ? 0 : 4) & 15); });
+  }
   static V to_float(I a) {
     return V::each([&](int i) { return static_cast<float>(static_cast<int32_t>(a.lane[i])); });
   }
@@ -259,9 +281,32 @@ void store_words(int16_t* p, V v) {
   for (int i = 0; i < 16; ++i) p[i] = v.lane[i] == v.lane[i] ? static_cast<int16_t>(v.lane[i]) : int16_t{0};
 }
 
+// Integral floats within 8 bits.
+void store_bytes(int8_t* p, V v) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(v.lane[i]);
+}
+
+// Products of four bytes less `bias` and four signed codes, added to 32-bit sums.
+template <int bias>
+I dot_bytes_of(I sum, I bytes, I codes) {
+  return I::each([&](int i) {
+    uint32_t total = sum.lane[i];
+    for (int b = 0; b < 32; b += 8) {
+      const int code = static_cast<int8_t>(codes.lane[i] >> b & 255);
+      total += static_cast<uint32_t>((static_cast<int>(bytes.lane[i] >> b & 255) - bias) * code);
+    }
+    return total;
+  });
+}
+I dot_bytes_add(I sum, I bytes, I codes) { return dot_bytes_of<128>(sum, bytes, codes); }
+I dot_nibbles_add(I sum, I bytes, I codes) { return dot_bytes_of<0>(sum, bytes, codes); }
+
+constexpr int kByteOffset = 0;
 constexpr int kRowBlock = 1;
 constexpr int kFloatRows = 1;
 constexpr int kColumnBlock = 1;
+constexpr int kByteRows = 1;
+constexpr int kBytePanels = 4;
 
 #include "../f32_kernels.inl.h"
 

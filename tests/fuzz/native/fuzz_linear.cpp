@@ -18,7 +18,7 @@ struct Case {
 };
 
 std::vector<float> run_linear(const Kernels& kernels, const Case& c, const PackedWeight* weights) {
-  Bytes activations(kernels.activation_bytes(c.num_rows, c.num_inputs));
+  Bytes activations(kernels.stored.activation_bytes(c.num_rows, c.num_inputs));
   Bytes scratch(kernels.scratch_bytes(c.num_inputs, 64));
   Bytes input(static_cast<int64_t>(c.input.size() * sizeof(float)));
   std::memcpy(input.data(), c.input.data(), input.size());
@@ -26,7 +26,7 @@ std::vector<float> run_linear(const Kernels& kernels, const Case& c, const Packe
   std::vector<float> output(static_cast<size_t>(c.num_rows * c.num_outputs), 7.0f), residual = c.residual;
   const PackArgs pack{{input.floats(), c.num_inputs},       c.num_rows, c.num_inputs,
                       c.has_norm ? c.norm.data() : nullptr, 1e-5f,      activations.data()};
-  kernels.pack_rows(pack, 0, (c.num_rows + kGroupRows - 1) / kGroupRows);
+  kernels.stored.pack_rows(pack, 0, (c.num_rows + kGroupRows - 1) / kGroupRows, scratch.data());
   const float* biases[2] = {c.has_bias ? c.bias.data() : nullptr, c.has_bias ? c.bias.data() : nullptr};
   const LinearArgs args{activations.data(),
                         c.num_rows,
@@ -37,7 +37,7 @@ std::vector<float> run_linear(const Kernels& kernels, const Case& c, const Packe
                         c.activation,
                         c.has_residual ? Matrix{residual.data(), c.num_outputs} : Matrix{},
                         {output.data(), c.num_outputs}};
-  kernels.linear(args, 0, linear_units(args), scratch.data());
+  kernels.stored.linear(args, 0, linear_units(args), scratch.data());
   return output;
 }
 

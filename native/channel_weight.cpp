@@ -1,0 +1,111 @@
+#include "channel_weight.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace subsecond {
+namespace {
+
+constexpr float kSmallestScale = 1e-30f;  // weights of smaller magnitude count as zeros: the inverse would overflow
+constexpr int kMaxMultiplier = 16;
+
+float largest_magnitude(const float* x, int64_t count) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
+  return largest;
+}
+
+// Damaged weights must show: one that is not finite makes the scale of its output, and so every result, NaN.
+bool is_finite(const float* x, int64_t count) {
+  float poison = 0.0f;
+  for (int64_t i = 0; i < count; ++i) poison += 0.0f * x[i];
+  return poison == 0.0f;
+}
+
+int code_of(float x, float inverse, int lowest, int highest) {
+  return std::clamp(static_cast<int>(std::nearbyintf(x * inverse)), lowest, highest);
+}
+
+// Where input k of output n stands in a tile of unsigned bytes.
+int64_t byte_at(int64_t k, int64_t n) { return k / 4 * 64 + n * 4 + k % 4; }
+
+float quantize_int8(const float* x, int64_t num_inputs, int64_t n, uint8_t* codes) {
+  const float scale = largest_magnitude(x, num_inputs) / 127.0f;
+  const float inverse = scale > kSmallestScale ? 1.0f / scale : 0.0f;
+  for (int64_t k = 0; k < num_inputs; ++k)
+    codes[k / kTileInputs * ChannelPanel::kTileBytes + byte_at(k % kTileInputs, n)] =
+        static_cast<uint8_t>(128 + code_of(x[k], inverse, -127, 127));
+  return scale;
+}
+
+// Squared error of a group with the given step.
+float error_of(const float* x, int64_t count, float step) {
+  const float inverse = 1.0f / step;
+  float error = 0.0f;
+  for (int64_t k = 0; k < count; ++k) {
+    const float difference = x[k] - step * static_cast<float>(code_of(x[k], inverse, -8, 7));
+    error += difference * difference;
+  }
+  return error;
+}
+
+// Of the multiplier that just holds the largest magnitude and its two lower neighbours, which clip it, the one of
+// least squared error.
+int best_multiplier(const float* x, int64_t count, float scale) {
+  const int enough = static_cast<int>(std::ceil(largest_magnitude(x, count) / (7.0f * scale)));
+  int best = 1;
+  float least = std::numeric_limits<float>::infinity();
+  for (int m = std::max(1, enough - 2); m <= std::clamp(enough, 1, kMaxMultiplier); ++m) {
+    const float error = error_of(x, count, scale * static_cast<float>(m));
+    if (error < least) {
+      least = error;
+      best = m;
+    }
+  }
+  return best;
+}
+
+float quantize_int4(const float* x, int64_t num_inputs, int64_t n, uint8_t* multipliers, uint8_t* codes) {
+  const float scale = largest_magnitude(x, num_inputs) / (7.0f * kMaxMultiplier);
+  const bool is_zero = !(scale > kSmallestScale);
+  for (int64_t k = 0; k < num_inputs; k += kTileInputs) {
+    const int64_t count = std::min(kTileInputs, num_inputs - k), tile = k / kTileInputs;
+    const int m = is_zero ? 1 : best_multiplier(x + k, count, scale);
+    multipliers[tile * ChannelPanel::kTileMultiplierBytes + n % 8] |= static_cast<uint8_t>((m - 1) << (n < 8 ? 0 : 4));
+    const float inverse = is_zero ? 0.0f : 1.0f / (scale * static_cast<float>(m));
+    for (int64_t i = 0; i < kTileInputs; ++i) {
+      const int code = i < count ? 8 + code_of(x[k + i], inverse, -8, 7) : 8;
+      uint8_t& byte = codes[tile * ChannelPanel::kTileBytes / 2 + byte_at(i % 16, n)];
+      byte |= static_cast<uint8_t>(code << (i < 16 ? 0 : 4));
+    }
+  }
+  return scale;
+}
+
+}  // namespace
+
+void quantize_weight(Format format, int64_t num_outputs, int64_t num_inputs, const float* rows, int64_t begin,
+                     int64_t end, uint8_t* packed) {
+  const PackedWeight weight{format, num_outputs, num_inputs, packed};
+  const ChannelPanel panel{format, weight.num_tiles()};
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = row % kPanelOutputs;
+    uint8_t* data = packed + row / kPanelOutputs * panel.num_bytes();
+    if (n == 0) {
+      std::memset(data, 0, static_cast<size_t>(panel.codes_at()));
+      const int zero = format == Format::kINT8 ? 128 : 0;  // INT4 rows are or-ed in; those beyond N have scale 0
+      std::memset(data + panel.codes_at(), zero, static_cast<size_t>(panel.num_tiles * panel.tile_bytes()));
+    }
+    const float* x = rows + (row - begin) * num_inputs;
+    float scale = std::numeric_limits<float>::quiet_NaN();
+    if (is_finite(x, num_inputs))
+      scale = format == Format::kINT8
+                  ? quantize_int8(x, num_inputs, n, data + panel.codes_at())
+                  : quantize_int4(x, num_inputs, n, data + panel.multipliers_at(), data + panel.codes_at());
+    std::memcpy(data + 4 * n, &scale, 4);
+  }
+}
+
+}  // namespace subsecond
