@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from subsecond.core.errors import FormatError
 from subsecond.graph.ops import Rotary
 from subsecond.models.config import ModelConfig, RopeScaling
 
@@ -18,6 +19,11 @@ def make_rotary(config: ModelConfig, *, is_local: bool = False, factors: str | N
     model's context is longer than the original one: they are part of the model, so that no position depends on how
     long a text will become.
     """
+    if config.rope_dims == 0:
+        raise FormatError(
+            f"model configuration: rope_dims is 0 or missing, and {config.family} models have rotary positions; "
+            f"it must be an even number up to head_dim = {config.head_dim}"
+        )
     has_own_theta = is_local and config.local_rope_theta is not None
     theta = config.local_rope_theta if is_local and config.local_rope_theta is not None else config.rope_theta
     frequencies = [theta ** (-2 * i / config.rope_dims) for i in range(config.rope_dims // 2)]

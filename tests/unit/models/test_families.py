@@ -47,6 +47,12 @@ def test_frequency_factors_are_used_when_there() -> None:
     assert rope.rotary.frequency_factors == "rope_freqs.weight"
 
 
+def test_a_family_with_rotary_positions_needs_channels_to_rotate() -> None:
+    config = replace(TINY, rope_dims=0)
+    with pytest.raises(FormatError, match="rope_dims is 0 or missing"):
+        build_graph(config, tiny_shapes(config))
+
+
 def test_a_missing_tensor_is_named() -> None:
     shapes = tiny_shapes(TINY)
     del shapes["blk.1.ffn_up.weight"]
