@@ -175,9 +175,10 @@ NB_MODULE(_native, module) {
   module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              nb::arg("stored").noconvert(), nb::arg("packed").noconvert(),
              "Reorder a stored tensor into its packed form.");
-  module.def("quantize_into", &quantize_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
-             nb::arg("rows").noconvert(), nb::arg("begin"), nb::arg("packed").noconvert(),
-             "Quantize outputs from `begin` on, float32 rows that are rotated in place, into a weight of a channel format.");
+  module.def(
+      "quantize_into", &quantize_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
+      nb::arg("rows").noconvert(), nb::arg("begin"), nb::arg("packed").noconvert(),
+      "Quantize outputs from `begin` on, float32 rows that are rotated in place, into a weight of a channel format.");
   module.def(
       "allocate", [](size_t num_bytes) { return as_array(Buffer(num_bytes)); }, nb::arg("num_bytes"),
       nb::sig("def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]"),

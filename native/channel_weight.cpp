@@ -24,8 +24,14 @@ bool is_finite(const float* x, int64_t count) {
   return poison == 0.0f;
 }
 
-int code_of(float x, float inverse, int lowest, int highest) {
-  return std::clamp(static_cast<int>(std::nearbyintf(x * inverse)), lowest, highest);
+// Nearest whole number, ties to even, for magnitudes below 2^22: adding 1.5 * 2^23 leaves no bit for a fraction.
+float round_small(float x) {
+  constexpr float kShift = 12582912.0f;
+  return (x + kShift) - kShift;
+}
+
+float code_of(float x, float inverse, float lowest, float highest) {
+  return std::min(std::max(round_small(x * inverse), lowest), highest);
 }
 
 // Where input k of output n stands in a tile of unsigned bytes.
@@ -36,7 +42,7 @@ float quantize_int8(const float* x, int64_t num_inputs, int64_t n, uint8_t* code
   const float inverse = scale > kSmallestScale ? 1.0f / scale : 0.0f;
   for (int64_t k = 0; k < num_inputs; ++k)
     codes[k / kTileInputs * ChannelPanel::kTileBytes + byte_at(k % kTileInputs, n)] =
-        static_cast<uint8_t>(128 + code_of(x[k], inverse, -127, 127));
+        static_cast<uint8_t>(static_cast<int>(code_of(x[k], inverse, -127.0f, 127.0f)) + 128);
   return scale;
 }
 
@@ -45,7 +51,7 @@ float error_of(const float* x, int64_t count, float step) {
   const float inverse = 1.0f / step;
   float error = 0.0f;
   for (int64_t k = 0; k < count; ++k) {
-    const float difference = x[k] - step * static_cast<float>(code_of(x[k], inverse, -8, 7));
+    const float difference = x[k] - step * code_of(x[k], inverse, -8.0f, 7.0f);
     error += difference * difference;
   }
   return error;
@@ -76,7 +82,7 @@ float quantize_int4(const float* x, int64_t num_inputs, int64_t n, uint8_t* mult
     multipliers[tile * ChannelPanel::kTileMultiplierBytes + n % 8] |= static_cast<uint8_t>((m - 1) << (n < 8 ? 0 : 4));
     const float inverse = is_zero ? 0.0f : 1.0f / (scale * static_cast<float>(m));
     for (int64_t i = 0; i < kTileInputs; ++i) {
-      const int code = i < count ? 8 + code_of(x[k + i], inverse, -8, 7) : 8;
+      const int code = i < count ? 8 + static_cast<int>(code_of(x[k + i], inverse, -8.0f, 7.0f)) : 8;
       uint8_t& byte = codes[tile * ChannelPanel::kTileBytes / 2 + byte_at(i % 16, n)];
       byte |= static_cast<uint8_t>(code << (i < 16 ? 0 : 4));
     }

@@ -33,7 +33,8 @@ void ExpertRoutes::reserve(const Kernels& kernels, const ExpertsShape& shape, in
   max_probabilities_ = std::max(max_probabilities_, max_rows * shape.num_experts);
   row_bytes_ = std::max(row_bytes_, pairs * shape.width * float_bytes);
   hidden_bytes_ = std::max(hidden_bytes_, pairs * shape.ff_width * float_bytes);
-  packed_bytes_ = std::max(packed_bytes_, kernels.stored.activation_bytes(padded, std::max(shape.width, shape.ff_width)));
+  packed_bytes_ =
+      std::max(packed_bytes_, kernels.stored.activation_bytes(padded, std::max(shape.width, shape.ff_width)));
 }
 
 void ExpertRoutes::allocate() {

@@ -261,7 +261,8 @@ struct ChannelUnit {
 
 // Finish `count` rows from `row` on: sums [count][4][16].
 static void write_channels(const LinearArgs& args, const Unit& unit, const ChannelUnit& panels,
-                           const QuantizedRows& rows, int64_t row, int64_t count, const int32_t* sums, bool is_unsigned) {
+                           const QuantizedRows& rows, int64_t row, int64_t count, const int32_t* sums,
+                           bool is_unsigned) {
   const int num_panels = unit.work.num_panels;
   for (int64_t r = 0; r < count; ++r) {
     const RowHead& head = rows.head(row + r);

@@ -4,8 +4,8 @@
 // and scaled in float32; scalar, AVX2 and AVX-512 with and without VNNI give the same bits. "bf16": weights and
 // activations are rounded to bfloat16, products are exact and sums float32 (AMX). Weights of channel formats have a
 // third, the same on every instruction set: activations are rounded to 8 bits with one scale a row, products of codes
-// are summed exactly. In all of them, a row of a result depends on nothing but that row's inputs, never on the number of
-// rows.
+// are summed exactly. In all of them, a row of a result depends on nothing but that row's inputs, never on the number
+// of rows.
 #pragma once
 
 #include <cstddef>

@@ -29,7 +29,8 @@
 //   h1  4 bytes: input k is bit k of a little-endian uint32
 //
 // Channel formats are not stored blocks but made from float32 weights: one float32 scale an output, integer codes over
-// all of K, in the operand order of byte products (four inputs of sixteen outputs a vector). A panel holds, for T tiles:
+// all of K, in the operand order of byte products (four inputs of sixteen outputs a vector). A panel holds, for T
+// tiles:
 //
 //   INT8    scale[16]                            q[T][8][16][4]    w = scale (q - 128), q: uint8, 1 to 255
 //   INT4    scale[16] mq[T][8], zeros to 64      q4[T][4][16][4]   w = scale m (q - 8), m: 1 to 16

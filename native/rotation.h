@@ -1,7 +1,7 @@
 // The rotation that spreads outliers over channels before they are quantized to eight bits.
 //
-// Rows x and weights w are both transformed by a symmetric matrix H with H H = factor * 1, so that x . w = (H x) . (H w)
-// / factor. H is a Walsh-Hadamard transform of blocks of channels, the largest power of two that divides the width
+// Rows x and weights w are both transformed by a symmetric matrix H with H H = factor * 1, so that x . w = (H x) . (H
+// w) / factor. H is a Walsh-Hadamard transform of blocks of channels, the largest power of two that divides the width
 // (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456), then, where there are few blocks, a Hartley transform across them:
 // output i is the sum of (cos + sin)(2 pi i j / blocks) times block j. It follows from the width alone.
 #pragma once

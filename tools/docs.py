@@ -168,14 +168,14 @@ def families() -> str:
 def tensor_types() -> str:
     """Render one row for every tensor type of GGUF files."""
     sys.path.insert(0, str(ROOT / "src"))
-    from subsecond.backends.native.weights import PACKED_FORMATS
+    from subsecond.backends.native.weight_formats import STORED_FORMATS
     from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize
 
     lines = ["| type | bits a weight | native kernels | fp32 reference |", "| --- | --- | --- | --- |"]
     for tensor_type in TensorType:
         layout = BLOCK_LAYOUTS[tensor_type]
         bits = 8 * layout.num_bytes / layout.num_elements
-        has = [tensor_type.name in PACKED_FORMATS, can_dequantize(tensor_type)]
+        has = [tensor_type.name in STORED_FORMATS, can_dequantize(tensor_type)]
         if any(has):
             lines.append(f"| {tensor_type.name} | {bits:g} | {' | '.join('yes' if each else 'no' for each in has)} |")
     return "\n".join(lines) + "\n"

@@ -11,7 +11,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +25,9 @@ from subsecond.measure.quality import Estimate, QualityReport
 from subsecond.measure.windows import windows_of_text
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 
+if TYPE_CHECKING:
+    from subsecond.backends.native import Weights
+
 FIGURES = ("perplexity", "perplexity_ratio", "mean_kl", "median_kl", "p99_kl", "top1_agreement")
 
 # The logits of windows.
@@ -30,13 +35,17 @@ Candidate = Callable[[argparse.Namespace, Checkpoint, Int32], Iterable[Float32]]
 
 
 def native(
-    options: argparse.Namespace, checkpoint: Checkpoint, windows: Int32, isa: str | None = None
+    options: argparse.Namespace,
+    checkpoint: Checkpoint,
+    windows: Int32,
+    isa: str | None = None,
+    weights: Weights = "stored",
 ) -> Iterable[Float32]:
     """Our native backend; `isa` None is the best instruction set of this processor."""
     # Needs the built extension, which the other candidates do not.
     from subsecond.backends.native import load
 
-    backend = load(checkpoint, isa=isa, num_threads=options.threads, context_tokens=options.length)
+    backend = load(checkpoint, isa=isa, num_threads=options.threads, context_tokens=options.length, weights=weights)
     return forward_windows(backend, windows)
 
 
@@ -63,11 +72,13 @@ def torch_backend(checkpoint: Checkpoint, windows: Int32, dtype: torch.dtype) ->
 
 
 def make_candidates(options: argparse.Namespace, checkpoint: Checkpoint, windows: Int32) -> dict[str, LogitsSource]:
-    """The asked candidates by name; one native candidate for every instruction set that was named."""
+    """The asked candidates by name; one native candidate for every instruction set and kind of weights."""
     sources: dict[str, LogitsSource] = {}
     for name in options.against:
-        if name == "native" and options.isa:
-            sources |= {f"native-{isa}": native(options, checkpoint, windows, isa) for isa in options.isa}
+        if name == "native":
+            for isa, weights in product(options.isa or [None], options.weights):
+                label = "-".join(filter(None, (name, isa, weights if weights != "stored" else None)))
+                sources[label] = native(options, checkpoint, windows, isa, weights)
         else:
             sources[name] = CANDIDATES[name](options, checkpoint, windows)
     return sources
@@ -100,6 +111,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens a window")
     parser.add_argument("--against", type=names_of, default=["native"], help=", ".join(CANDIDATES))
     parser.add_argument("--isa", type=names_of, default=[], help="instruction sets for native, one candidate each")
+    parser.add_argument(
+        "--weights", type=names_of, default=["stored"], help="stored, int8, int4 for native, one candidate each"
+    )
     parser.add_argument("--llama-build", type=Path, help="work folder of bench/peers/llama_cpp/build.sh")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -41,6 +41,7 @@ def load(
     isa: str | None = None,
     num_threads: int | None = None,
     context_tokens: int | None = None,
+    weights: Literal["stored", "int8", "int4"] | None = None,
 ) -> Model:
     """Load a model, ready to answer.
 
@@ -49,6 +50,8 @@ def load(
     isa             instruction set to hold the native kernels to; None takes the best this processor has
     num_threads     None takes one for each physical core
     context_tokens  tokens that the key/value memory holds, all live requests together; None takes the model's context
+    weights         "stored" computes with the blocks of the file; "int8" and "int4" make lossy weights with activations
+                    of eight bits; None takes what the artifact beside the model holds, "stored" without one
 
     Raises:
         InputError: no such model, or a value that is not allowed.
@@ -73,9 +76,16 @@ def load(
             from subsecond.backends import native
 
             runner: Backend = native.load(
-                checkpoint, isa=isa, num_threads=num_threads, context_tokens=context_tokens, max_rows=MAX_STEP_ROWS
+                checkpoint,
+                isa=isa,
+                num_threads=num_threads,
+                context_tokens=context_tokens,
+                max_rows=MAX_STEP_ROWS,
+                weights=weights,
             )
         else:
+            if weights is not None:
+                raise InputError("weights is a setting of the native backend; leave it out with backend='torch'")
             runner = _load_torch(checkpoint, isa, num_threads, context_tokens)
         try:
             text_side.result()

@@ -111,9 +111,11 @@ def test_run_json_is_one_object(model: FakeModel, capsys: pytest.CaptureFixture[
 
 
 def test_flags_reach_the_model(model: FakeModel) -> None:
-    flags = "--isa avx2 --num-threads 1 --context-tokens 99 --top-k 5 --stop a --stop b --logit-bias 3=-2 --seed 4"
-    assert cli.main(["run", "m", "hi", *flags.split()]) == 0
-    assert model.loaded == ("m", {"backend": "native", "isa": "avx2", "num_threads": 1, "context_tokens": 99})
+    flags = "--isa avx2 --num-threads 1 --context-tokens 99 --weights int8"
+    sampling = "--top-k 5 --stop a --stop b --logit-bias 3=-2 --seed 4"
+    assert cli.main(["run", "m", "hi", *flags.split(), *sampling.split()]) == 0
+    engine = {"backend": "native", "isa": "avx2", "num_threads": 1, "context_tokens": 99, "weights": "int8"}
+    assert model.loaded == ("m", engine)
     params = SamplingParams(**model.settings)
     assert params == SamplingParams(top_k=5, stop=("a", "b"), logit_bias={3: -2.0}, seed=4)
 
@@ -273,7 +275,7 @@ def test_an_unusable_history_costs_one_warning(home: Path, is_folder: bool, caps
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Files that were packed; the bytes in these tests are no models."""
     paths: list[Path] = []
-    monkeypatch.setattr("subsecond.cli.pull.pack", lambda path, _: paths.append(path))
+    monkeypatch.setattr("subsecond.cli.pull.pack", lambda path, *_: paths.append(path))
     return paths
 
 

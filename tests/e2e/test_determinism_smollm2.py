@@ -25,11 +25,15 @@ def checkpoint(smollm2_path: Path) -> Checkpoint:
     return open_checkpoint(os.environ.get("SUBSECOND_ACCEPTANCE_MODEL") or smollm2_path)
 
 
-def check_chunks(checkpoint: Checkpoint, isa: str, length: int, chunks: tuple[int, ...]) -> None:
+def check_chunks(
+    checkpoint: Checkpoint, isa: str, length: int, chunks: tuple[int, ...], weights: native.Weights = "stored"
+) -> None:
     window = np.array(checkpoint.tokenizer.encode(TEXT)[:length], np.int32)[np.newaxis]
     expected = None
     for num_threads in (1, 2):
-        backend = native.load(checkpoint, isa=isa, num_threads=num_threads, context_tokens=length, max_rows=512)
+        backend = native.load(
+            checkpoint, isa=isa, num_threads=num_threads, context_tokens=length, max_rows=512, weights=weights
+        )
         for chunk in chunks:
             (logits,) = forward_windows(backend, window, chunk)
             expected = logits if expected is None else expected
@@ -39,6 +43,14 @@ def check_chunks(checkpoint: Checkpoint, isa: str, length: int, chunks: tuple[in
 @pytest.mark.parametrize("isa", FAST_ISAS)
 def test_threads_and_chunks_keep_every_bit(isa: str, checkpoint: Checkpoint) -> None:
     check_chunks(checkpoint, isa, 96, (96, 64, 16, 1))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("isa", FAST_ISAS)
+def test_threads_and_chunks_keep_every_bit_of_lossy_weights(
+    isa: str, weights: native.Weights, checkpoint: Checkpoint
+) -> None:
+    check_chunks(checkpoint, isa, 70, (70, 16, 1), weights)
 
 
 @pytest.mark.acceptance

@@ -12,9 +12,9 @@ import pytest
 from subsecond.backends import native
 from subsecond.backends.batch import Int32
 from subsecond.backends.torch import TorchBackend
-from subsecond.core.errors import ResourceError
+from subsecond.core.errors import ResourceError, UnsupportedError
 from subsecond.measure.agreement import GreedyAgreement, compare_greedy
-from subsecond.measure.evaluation import evaluate
+from subsecond.measure.evaluation import evaluate, forward_windows
 from subsecond.measure.windows import windows_of_text
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 from tests.parity.kernel_cases import ISAS
@@ -62,6 +62,16 @@ def test_divergence_from_the_reference_is_small(isa: str, checkpoint: Checkpoint
     assert abs(report.perplexity_ratio.value - 1) < 0.005
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_divergence_of_lossy_weights(weights: native.Weights, checkpoint: Checkpoint, reference: TorchBackend) -> None:
+    text = DATA.joinpath("moby_dick.txt").read_text()
+    windows = windows_of_text(text, checkpoint.tokenizer.encode, 2, 256)
+    report = evaluate(native.load(checkpoint, context_tokens=512, weights=weights), reference, windows)
+    most, least_agreement = {"int8": (0.006, 0.92), "int4": (1.0, 0.5)}[weights]
+    assert 1e-4 < report.mean_kl.value <= most
+    assert report.top1_agreement.value >= least_agreement
+
+
 @pytest.mark.acceptance
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def test_divergence_over_many_windows(
@@ -104,22 +114,30 @@ def test_greedy_answers_of_all_prompts(
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def test_artifact_gives_the_bits_of_the_file(isa: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    native.write_artifact(checkpoint, tmp_path)
-    packed = open_checkpoint(tmp_path)
-    assert packed.artifact is not None
+    check_artifact(checkpoint, tmp_path, isa, "stored")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_artifact_of_lossy_weights_gives_the_bits_of_the_file(
+    weights: native.Weights, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    check_artifact(checkpoint, tmp_path, native.choose_isa(), weights)
+    with pytest.raises(UnsupportedError, match="packed weights only"):
+        native.load(open_checkpoint(tmp_path), weights="stored", context_tokens=64)
+
+
+def check_artifact(checkpoint: Checkpoint, folder: Path, isa: str, weights: native.Weights) -> None:
+    native.write_artifact(checkpoint, folder, weights=weights)
+    packed = open_checkpoint(folder)
+    assert native.is_packed(packed, weights)
     windows = np.arange(40, dtype=np.int32)[np.newaxis] * 7
-    (expected,), (actual,) = (
-        [logits.copy() for logits in forward(source, isa, windows)] for source in (checkpoint, packed)
+    backends = (
+        native.load(checkpoint, isa=isa, context_tokens=64, weights=weights),
+        native.load(packed, isa=isa, context_tokens=64),
     )
+    assert backends[0].variant == backends[1].variant
+    (expected,), (actual,) = ([logits.copy() for logits in forward_windows(each, windows)] for each in backends)
     np.testing.assert_array_equal(actual, expected)
-
-
-def forward(
-    checkpoint: Checkpoint, isa: str, windows: np.typing.NDArray[np.int32]
-) -> list[np.typing.NDArray[np.float32]]:
-    from subsecond.measure.evaluation import forward_windows
-
-    return list(forward_windows(native.load(checkpoint, isa=isa, context_tokens=64), windows))
 
 
 def test_a_context_beyond_the_memory_is_refused_with_the_largest_that_fits(checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
-from subsecond.backends.native.weights import PACKED_FORMATS
+from subsecond.backends.native.weight_formats import PACKED_FORMATS
 from tests.fuzz.binary_parts import mutate_bytes
 
 VOCAB_SIZE, HEAD_DIM, NUM_BLOCKS, MAX_ROWS, MAX_EXPERTS = 40, 8, 3, 4, 3

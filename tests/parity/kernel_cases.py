@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
-from subsecond.backends.native.weights import PACKED_FORMATS
+from subsecond.backends.native.weight_formats import STORED_FORMATS
 
 Floats = NDArray[np.float32]
 ISAS: list[str] = _native.available_isas()
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 I16_ISAS = [isa for isa in ISAS if isa != "amx"]
-FORMATS = PACKED_FORMATS
+FORMATS = STORED_FORMATS
 BLOCK_INPUTS = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in FORMATS}
 SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
 """Byte offsets of the float16 fields of a stored block; (0,) where not listed."""

@@ -28,7 +28,7 @@ def rotation(width: int) -> tuple[NDArray[np.float64], float]:
     if block >= 16 and 1 < num_blocks <= MAX_MIXED:
         angles = 2 * np.pi * np.outer(np.arange(num_blocks), np.arange(num_blocks)) / num_blocks
         mixing = np.cos(angles) + np.sin(angles)
-    matrix = np.kron(mixing, hadamard)
+    matrix = np.kron(mixing, hadamard).astype(np.float64)
     return matrix, float((matrix @ matrix)[0, 0])
 
 
@@ -112,7 +112,15 @@ def error_of_rounding(x: NDArray[np.floating], weight: ChannelWeight) -> NDArray
 @pytest.mark.parametrize("isa", ISAS)
 def test_linear_is_the_product_of_rounded_operands(isa: str, name: str) -> None:
     rng = np.random.default_rng(5)
-    for k, n, num_rows in ((32, 1, 1), (1, 5, 2), (100, 33, 3), (576, 100, 17), (896, 64, 1), (256, 16, 7), (96, 70, 64)):
+    for k, n, num_rows in (
+        (32, 1, 1),
+        (1, 5, 2),
+        (100, 33, 3),
+        (576, 100, 17),
+        (896, 64, 1),
+        (256, 16, 7),
+        (96, 70, 64),
+    ):
         weight = random_weight(name, n, k, rng)
         x = misaligned(rng.standard_normal((num_rows, k), dtype=np.float32))
         integers, scales = weight.integers()

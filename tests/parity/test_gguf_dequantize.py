@@ -10,7 +10,7 @@ import pytest
 
 from subsecond.formats import gguf_types
 from subsecond.formats.gguf import GgufFile
-from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize, dequantize
+from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, can_dequantize, dequantize, quantize_q8_0
 
 DECODED = [tensor_type for tensor_type in TensorType if can_dequantize(tensor_type)]
 IN_USE = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS F16 BF16 F32 MXFP4 TQ2_0"
@@ -91,3 +91,17 @@ def test_files_that_the_package_split_are_read(tmp_path: Path) -> None:
         for name, matrix in matrices.items():
             np.testing.assert_array_equal(dequantize(TensorType.F32, file.raw(name), (2, 32)), matrix)
     assert len(paths) == 3
+
+
+def test_q8_0_is_made_as_the_gguf_package_makes_it() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.standard_normal((40, 96), dtype=np.float32) * rng.uniform(1e-9, 100, (40, 1)).astype(np.float32)
+    values[3] = 0
+    values[4, :32] = np.arange(32) * 2 + 1  # halves between codes
+    expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(quantize_q8_0(values), expected.reshape(-1))
+    values[5, 7], values[6, 8] = np.nan, np.inf
+    decoded = dequantize(TensorType.Q8_0, quantize_q8_0(values), values.shape)
+    assert np.isnan(decoded[5, :32]).all()
+    assert not np.isfinite(decoded[6, :32]).any()
+    assert np.isfinite(decoded[[0, 1, 2, 3, 4]]).all()

@@ -20,6 +20,8 @@ from tests.parity.kernel_cases import I16_ISAS
 
 SHAPES: Mapping[str, tuple[int, ...]] = {"experts": (3, 20, 64), "one": (1, 4, 32), "matrix": (17, 96), "norm": (7,)}
 
+FORMATS = {name: "vector" if len(shape) == 1 else "Q8_0" for name, shape in SHAPES.items()}
+
 
 class RandomSource:
     """Q8_0 matrices and float32 vectors; `values` is what they decode to."""
@@ -75,13 +77,27 @@ def write(folder: Path, weights: PackedWeights, *, count: int = 3) -> Artifact:
 
 def test_packed_from_the_file_and_read_from_the_artifact(tmp_path: Path) -> None:
     source, steps = RandomSource(), list[tuple[int, int]]()
-    weights = pack_weights(source, SHAPES, 2, lambda done, total: steps.append((done, total)))
+    weights = pack_weights(source, FORMATS, 2, lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1]
     check(weights, source)
     check(read_packed_weights(write(tmp_path, weights)), source)
 
 
+@pytest.mark.parametrize("chunk_floats", [1, 2**20])
+def test_channel_formats_are_made_of_the_values_whatever_the_chunks(
+    chunk_floats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subsecond.backends.native.weights.CHUNK_FLOATS", chunk_floats)
+    source = RandomSource()
+    values = source.values["matrix"]
+    for name in ("INT8", "INT4"):
+        packed = pack_weights(source, {"matrix": name}, 1).matrices["matrix"]
+        expected = np.zeros(_native.packed_size(name, *values.shape), np.uint8)
+        _native.quantize_into(name, values.shape[0], values.shape[1], values.copy(), 0, expected)
+        np.testing.assert_array_equal(packed.data, expected)
+
+
 def test_another_number_of_experts_than_the_bytes_say_is_refused(tmp_path: Path) -> None:
-    artifact = write(tmp_path, pack_weights(RandomSource(), SHAPES, 1), count=4)
+    artifact = write(tmp_path, pack_weights(RandomSource(), FORMATS, 1), count=4)
     with pytest.raises(FormatError, match="experts"):
         read_packed_weights(artifact)

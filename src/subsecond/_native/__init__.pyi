@@ -35,6 +35,11 @@ def packed_size(format: str, num_outputs: int, num_inputs: int) -> int:
 def pack_into(format: str, num_outputs: int, num_inputs: int, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """Reorder a stored tensor into its packed form."""
 
+def quantize_into(format: str, num_outputs: int, num_inputs: int, rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], begin: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    Quantize outputs from `begin` on, float32 rows that are rotated in place, into a weight of a channel format.
+    """
+
 def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]:
     """Zeroed uint8 array in huge pages where the system grants them."""
 

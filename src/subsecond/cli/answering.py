@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from subsecond.cli.output import MODEL_HELP
+from subsecond.cli.output import MODEL_HELP, WEIGHTS
 from subsecond.core import settings
 from subsecond.core.errors import InputError
 from subsecond.engine.request import SamplingParams
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--context-tokens", type=int, metavar="N", help="tokens of key/value memory; default the model's context"
     )
+    engine.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="stored computes with the blocks of the file; int8 and int4 are made from them when the model is loaded, "
+        "lossy and faster for long prompts and many users; default what `pull --weights` packed, else stored",
+    )
     settings.add_arguments(parser.add_argument_group("sampling"), SamplingParams)
 
 
@@ -80,6 +86,7 @@ def load_model(args: argparse.Namespace) -> Model:
         isa=args.isa,
         num_threads=args.num_threads,
         context_tokens=args.context_tokens,
+        weights=args.weights,
     )
     has_variables = args.thinking is not None or args.template_kwargs is not None
     if has_variables and not model.checkpoint.has_chat_template:

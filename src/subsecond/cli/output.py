@@ -19,6 +19,8 @@ MODEL_HELP = (
     "`subsecond list` shows them, those of other programs included"
 )
 
+WEIGHTS = ("stored", "int8", "int4")
+
 
 def add_command(subparsers: Subparsers[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
     """Add a command with what every one has: a description, which is also its line in the overview, and --json."""

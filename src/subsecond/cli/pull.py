@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subsecond.cli.output import Subparsers, add_command, download_progress, print_json, size_text
+from subsecond.cli.output import WEIGHTS, Subparsers, add_command, download_progress, print_json, size_text
 from subsecond.core.errors import FormatError, InputError
 
 if TYPE_CHECKING:
+    from subsecond.backends.native import Weights
     from subsecond.models.download import Progress
 
 
@@ -34,6 +35,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="name of a model, as `subsecond list` shows them, or path of a .gguf file or a Hugging Face folder, which "
         "is only packed: the folder subsecond/ beside it makes every later start quick",
     )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="stored",
+        help="what is packed: stored keeps the blocks of the model; int8 and int4 are lossy, smaller than unquantized "
+        "weights and faster for long prompts and many users; default stored",
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     given = _given_path(args.model)
     path, is_new = (given, False) if given else _fetch(args.model, is_quiet=args.json)
     with nullcontext() if args.json else download_progress("packing for the kernels") as progress:
-        pack(path, progress)
+        pack(path, progress, args.weights)
     file_bytes = _num_bytes(path)
     if args.json:
         print_json({"name": args.model, "path": str(path), "file_bytes": file_bytes, "is_new": is_new})
@@ -82,15 +90,15 @@ def _what_is(path: Path) -> str:
     return f"{path} is no .gguf file"
 
 
-def pack(path: Path, progress: Progress | None) -> None:
-    """Write the artifact of a model file beside it, unless there is one that fits and is sound."""
+def pack(path: Path, progress: Progress | None, weights: Weights = "stored") -> None:
+    """Write the artifact of a model file beside it, unless there is one with such weights that fits and is sound."""
     from subsecond.backends import native
     from subsecond.models.checkpoint import open_checkpoint
 
     _require_place(path)
     checkpoint = open_checkpoint(path)
     if checkpoint.artifact is not None:
-        if native.is_packed(checkpoint):
+        if native.is_packed(checkpoint, weights):
             try:
                 checkpoint.artifact.verify()
                 return
@@ -98,7 +106,7 @@ def pack(path: Path, progress: Progress | None) -> None:
                 pass  # written anew below
         # Nothing of an artifact that is to be replaced goes into the new one.
         checkpoint = open_checkpoint(path, can_use_artifact=False)
-    native.write_artifact(checkpoint, _folder(path), progress)
+    native.write_artifact(checkpoint, _folder(path), progress, weights)
 
 
 def _folder(path: Path) -> Path:

@@ -143,6 +143,21 @@ def dequantize(tensor_type: TensorType, raw: Bytes, shape: tuple[int, ...]) -> F
     return values.reshape(shape)
 
 
+def quantize_q8_0(values: Floats) -> Bytes:
+    """The stored bytes (1-D uint8) of float32 [rows, width] as Q8_0, width a multiple of 32; ggml's reference rounding.
+
+    A block whose largest magnitude is not finite or overflows float16 gets such a scale, so that the damage shows.
+    """
+    blocks = values.reshape(-1, 32)
+    with np.errstate(all="ignore"):
+        scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+        inverse = np.where(np.isfinite(scale) & (scale > 0), np.float32(1) / scale, np.float32(0))
+        scaled = np.nan_to_num(blocks * inverse, nan=0.0, posinf=0.0, neginf=0.0)
+        codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)  # halves away from zero
+        stored = np.concatenate([scale.astype("<f2").view(np.uint8), codes.view(np.uint8)], axis=1)
+    return stored.reshape(-1)
+
+
 def can_dequantize(tensor_type: TensorType) -> bool:
     """Whether `dequantize` knows the type."""
     return tensor_type in _DECODERS

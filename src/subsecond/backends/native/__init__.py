@@ -11,11 +11,14 @@ from subsecond.backends.native.loading import (
     self_test,
     write_artifact,
 )
+from subsecond.backends.native.weight_formats import Weights, check_weights
 
 __all__ = [
     "KernelTest",
     "NativeBackend",
     "NativeConfig",
+    "Weights",
+    "check_weights",
     "choose_isa",
     "is_packed",
     "load",

@@ -12,9 +12,9 @@ from typing import Any
 
 from subsecond import _native
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
+from subsecond.backends.native.weight_formats import VECTOR_FORMAT, Weights, check_weights, choose_formats
 from subsecond.backends.native.weights import (
     LAYOUT_VERSION,
-    VECTOR_FORMAT,
     PackedWeights,
     pack_weights,
     read_packed_weights,
@@ -83,6 +83,7 @@ def load(
     num_threads: int | None = None,
     context_tokens: int | None = None,
     max_rows: int = 512,
+    weights: Weights | None = None,
 ) -> NativeBackend:
     """A backend for `checkpoint`, from its artifact where it has one.
 
@@ -91,7 +92,10 @@ def load(
     context_tokens  positions that the key/value blocks hold, over all sequences; None for the model's context length,
                     or less where that would take more than a quarter of the available memory
     max_rows        most rows of one step
+    weights         how linears read their weights; None for what the artifact holds, "stored" without one
     """
+    if weights is not None:
+        check_weights(weights)
     if num_threads is not None and not 1 <= num_threads <= 1024:
         raise InputError(f"num_threads is {num_threads}; it must lie between 1 and 1024")
     chosen = choose_isa(isa)
@@ -99,29 +103,41 @@ def load(
     threads = num_threads or probe().num_usable_cores
     num_blocks = _num_blocks(checkpoint.config, chosen, context_tokens)
     config = NativeConfig(chosen, threads, max_rows, num_blocks)
-    if checkpoint.artifact is not None and is_packed(checkpoint):
-        weights = read_packed_weights(checkpoint.artifact)
+    if checkpoint.artifact is not None and is_packed(checkpoint, weights):
+        packed = read_packed_weights(checkpoint.artifact)
     else:
-        weights = pack_weights(checkpoint.weights, segment.graph.weights, threads)
-    return NativeBackend(segment, weights, config)
+        formats = choose_formats(segment.graph, checkpoint.weights, weights or "stored")
+        packed = pack_weights(checkpoint.weights, formats, threads)
+    return NativeBackend(segment, packed, config)
 
 
-def is_packed(checkpoint: Checkpoint) -> bool:
-    """Whether `checkpoint` has an artifact in the layout of these kernels; one of another layout is of no use."""
-    return checkpoint.artifact is not None and checkpoint.artifact.manifest.packing.get("layout") == LAYOUT_VERSION
+def is_packed(checkpoint: Checkpoint, weights: Weights | None = None) -> bool:
+    """Whether `checkpoint` has an artifact in the layout of these kernels, and with such weights; None for any."""
+    if checkpoint.artifact is None:
+        return False
+    packing = checkpoint.artifact.manifest.packing
+    return packing.get("layout") == LAYOUT_VERSION and weights in (None, packing.get("weights", "stored"))
 
 
-def write_artifact(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+def write_artifact(
+    checkpoint: Checkpoint,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+    weights: Weights = "stored",
+) -> None:
     """Pack the weights of `checkpoint` into an artifact in `folder`; `progress` gets (bytes done, bytes in all)."""
+    check_weights(weights)
     # Every tensor of the file that some graph of the model reads: which one it is depends on the context.
-    graphs = [checkpoint.graph(), checkpoint.graph(context_tokens=1)]
-    names = dict.fromkeys(name for graph in graphs for name in compile_plan(graph).segments[0].graph.weights)
-    weights: PackedWeights = pack_weights(checkpoint.weights, names, probe().num_usable_cores, progress)
-    with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION}) as writer:
-        for name, matrix in weights.matrices.items():
+    plans = [compile_plan(checkpoint.graph(context_tokens)) for context_tokens in (None, 1)]
+    formats: dict[str, str] = {}
+    for plan in plans:
+        formats |= choose_formats(plan.segments[0].graph, checkpoint.weights, weights)
+    packed: PackedWeights = pack_weights(checkpoint.weights, formats, probe().num_usable_cores, progress)
+    with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION, "weights": weights}) as writer:
+        for name, matrix in packed.matrices.items():
             n, k = matrix.num_outputs, matrix.num_inputs
             writer.add_tensor(name, matrix.data, packed_format=matrix.format, n=n, k=k, count=matrix.count)
-        for name, vector in weights.vectors.items():
+        for name, vector in packed.vectors.items():
             writer.add_tensor(name, vector.view("uint8"), packed_format=VECTOR_FORMAT, n=1, k=vector.size)
 
 

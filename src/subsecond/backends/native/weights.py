@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
-from subsecond.core.errors import FormatError, UnsupportedError
+from subsecond.backends.native.weight_formats import CHANNEL_FORMATS, PACKED_FORMATS, VECTOR_FORMAT
+from subsecond.core.errors import FormatError
 from subsecond.formats.artifact import Artifact
+from subsecond.formats.gguf_types import dequantize, quantize_q8_0
 from subsecond.models.weights import WeightSource
 
 LAYOUT_VERSION = 1  # of native/packed_weight.h; an artifact of another layout is not used
-VECTOR_FORMAT = "vector"
-_TILE_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
-_SUPER_BLOCK_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
-PACKED_FORMATS = ("F32", "F16", "BF16", *_TILE_FORMATS, *_SUPER_BLOCK_FORMATS)
 COPY_LIMIT_BYTES = 256 * 2**20  # below this, huge pages beat a mapping: they raise cache-resident bandwidth
+CHUNK_FLOATS = 2**20  # weights that a thread has as float32 at once
+PANEL_OUTPUTS = 16
 _ALIGNMENT = 64
 
 
@@ -60,13 +60,14 @@ class PackedWeights:
 
 
 def pack_weights(
-    source: WeightSource, names: Iterable[str], num_threads: int, progress: Callable[[int, int], None] | None = None
+    source: WeightSource,
+    formats: Mapping[str, str],
+    num_threads: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PackedWeights:
-    """Pack the named weights of `source` into one allocation; `progress` gets (bytes done, bytes in all)."""
-    names = list(names)
-    vectors = {n: source.dequantize(n).reshape(-1) for n in names if len(source.shapes[n]) == 1}
-    formats = {n: _packed_format(source, n) for n in names if n not in vectors}
-    sizes = {n: _packed_size(f, source.shapes[n]) for n, f in formats.items()}
+    """Pack weights of `source` into one allocation, each in its format; `progress` gets (bytes done, bytes in all)."""
+    vectors = {n: source.dequantize(n).reshape(-1) for n, f in formats.items() if f == VECTOR_FORMAT}
+    sizes = {n: _packed_size(f, source.shapes[n]) for n, f in formats.items() if n not in vectors}
     total = sum(_aligned(size) for size in sizes.values())
     memory = _native.allocate(total)
     matrices: dict[str, PackedMatrix] = {}
@@ -79,10 +80,8 @@ def pack_weights(
 
     def pack(part: tuple[str, int]) -> int:
         name, index = part
-        matrix, stored = matrices[name], source.raw(name)
-        stored_bytes = stored.size // matrix.count
-        stored = stored[index * stored_bytes : (index + 1) * stored_bytes]
-        _native.pack_into(matrix.format, matrix.num_outputs, matrix.num_inputs, stored, matrix.part(index))
+        matrix = matrices[name]
+        _pack_matrix(source, name, index, matrix)
         is_last = index == matrix.count - 1
         return matrix.part(index).size + (_aligned(matrix.data.size) - matrix.data.size if is_last else 0)
 
@@ -94,6 +93,27 @@ def pack_weights(
             if progress:
                 progress(done, total)
     return PackedWeights(matrices, vectors)
+
+
+def _pack_matrix(source: WeightSource, name: str, index: int, matrix: PackedMatrix) -> None:
+    """Pack matrix `index` of a weight; one that does not keep its blocks becomes float32 on the way, in slices."""
+    stored, raw, packed = source.type_of(name), source.raw(name), matrix.part(index)
+    num_outputs, num_inputs = matrix.num_outputs, matrix.num_inputs
+    row_bytes = raw.size // (matrix.count * num_outputs)
+    raw = raw[index * num_outputs * row_bytes : (index + 1) * num_outputs * row_bytes]
+    if matrix.format == stored.name:
+        _native.pack_into(matrix.format, num_outputs, num_inputs, raw, packed)
+        return
+    step = max(1, CHUNK_FLOATS // (num_inputs * PANEL_OUTPUTS)) * PANEL_OUTPUTS
+    panel_bytes = _native.packed_size(matrix.format, PANEL_OUTPUTS, num_inputs)
+    for begin in range(0, num_outputs, step):
+        end = min(begin + step, num_outputs)
+        rows = dequantize(stored, raw[begin * row_bytes : end * row_bytes], (end - begin, num_inputs))
+        if matrix.format in CHANNEL_FORMATS.values():
+            _native.quantize_into(matrix.format, num_outputs, num_inputs, rows, begin, packed)
+        else:
+            panels = packed[begin // PANEL_OUTPUTS * panel_bytes : -(-end // PANEL_OUTPUTS) * panel_bytes]
+            _native.pack_into(matrix.format, end - begin, num_inputs, quantize_q8_0(rows), panels)
 
 
 def read_packed_weights(artifact: Artifact) -> PackedWeights:
@@ -124,16 +144,6 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
 def _packed_size(stored: str, shape: tuple[int, ...]) -> int:
     *count, num_outputs, num_inputs = shape
     return math.prod(count) * _native.packed_size(stored, num_outputs, num_inputs)
-
-
-def _packed_format(source: WeightSource, name: str) -> str:
-    stored = source.type_of(name).name
-    if stored not in PACKED_FORMATS:
-        raise UnsupportedError(
-            f"tensor {name!r} is stored as {stored}; the native kernels read {', '.join(PACKED_FORMATS)}. "
-            "Use a file of another quantization, or the torch backend"
-        )
-    return stored
 
 
 def _aligned(num_bytes: int) -> int:
