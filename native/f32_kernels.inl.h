@@ -202,12 +202,33 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
   const int64_t panels = 4 * unpacked_bytes(padded_width(max_inputs));
-  const int64_t heads = kHeadBlock * (2 * padded_width(head_dim) + kBlockTokens) * static_cast<int64_t>(sizeof(float));
-  return panels > heads ? panels : heads;
+  const int64_t attention = attend_scratch_bytes(head_dim);
+  return panels > attention ? panels : attention;
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
-  return Kernels{isa,      "i16",    "f32",  activation_bytes, scratch_bytes, head_bytes, pack_rows,
-                 linear,   store_kv, attend, attend_rows,      normalize,     rope,       gated_activation,
-                 activate, add,      scale,  softcap,          softmax,       add_scaled, unpack_row};
+  return Kernels{isa,
+                 "i16",
+                 "f16",
+                 activation_bytes,
+                 scratch_bytes,
+                 head_bytes,
+                 pack_rows,
+                 linear,
+                 store_kv,
+                 attend,
+                 attend_rows,
+                 attend_part,
+                 merge_parts,
+                 part_floats,
+                 normalize,
+                 rope,
+                 gated_activation,
+                 activate,
+                 add,
+                 scale,
+                 softcap,
+                 softmax,
+                 add_scaled,
+                 unpack_row};
 }

@@ -18,6 +18,10 @@ inline I dot_add(I sum, I a, I b) {
 constexpr int kRowBlock = 4;
 constexpr int kFloatRows = 2;
 constexpr int kColumnBlock = 2;
+constexpr int kScoreQueries = 6;
+constexpr int kScoreVectors = 1;
+constexpr int kValueQueries = 6;
+constexpr int kValueVectors = 1;
 
 #include "../f32_kernels.inl.h"
 

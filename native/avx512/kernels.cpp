@@ -15,6 +15,10 @@ inline I dot_add(I sum, I a, I b) { return {_mm512_add_epi32(sum.v, _mm512_madd_
 constexpr int kRowBlock = 8;
 constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
+constexpr int kScoreQueries = 12;
+constexpr int kScoreVectors = 2;
+constexpr int kValueQueries = 6;
+constexpr int kValueVectors = 4;
 
 #include "../f32_kernels.inl.h"
 

@@ -15,6 +15,10 @@ inline I dot_add(I sum, I a, I b) { return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)
 constexpr int kRowBlock = 16;
 constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
+constexpr int kScoreQueries = 12;
+constexpr int kScoreVectors = 2;
+constexpr int kValueQueries = 6;
+constexpr int kValueVectors = 4;
 
 #include "../f32_kernels.inl.h"
 
