@@ -68,12 +68,24 @@ double run_linear(const std::string& isa, const FloatRows& input, const std::vec
   return best;
 }
 
+// The two steps of threads that share positions.
+void attend_in_parts(const Kernels& kernels, const AttentionArgs& args, const Span& span, int64_t begin, int64_t end,
+                     int64_t head, uint8_t* scratch) {
+  const int64_t num_parts = (span.position + (span.row_end - span.row_start) + kPartTokens - 1) / kPartTokens;
+  const int64_t stride = (end - begin) * args.num_heads / args.num_kv_heads * kernels.part_floats(args.head_dim);
+  std::vector<float> results(static_cast<size_t>(num_parts * stride), NAN);
+  for (int64_t part = num_parts - 1; part >= 0; --part)
+    kernels.attend_part(args, span, begin, end, head, part, results.data() + part * stride, scratch);
+  kernels.merge_parts(args, span, begin, end, head, results.data(), stride, scratch);
+}
+
 // Rows of one sequence from position 0: all are stored, those from `first` on attend, `chunk` rows a call.
 void run_attention(const std::string& isa, const FloatRows& query, const FloatRows& key, const FloatRows& value,
                    const Ints& blocks, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale,
                    const Floats& cos_sin, int64_t rotary_dims, bool is_interleaved, int64_t first, int64_t chunk,
-                   int64_t window, float softcap, bool is_causal, const FloatRows& output) {
+                   int64_t window, float softcap, bool is_causal, bool is_split, const FloatRows& output) {
   const Kernels& kernels = kernels_of(isa);
+  if (is_split && !kernels.attend_part) throw nb::value_error((isa + " does not split attention").c_str());
   int64_t num_blocks = 0;
   for (size_t i = 0; i < blocks.shape(0); ++i) num_blocks = std::max<int64_t>(num_blocks, blocks.data()[i] + 1);
   Buffer cache(static_cast<size_t>(num_blocks * num_kv_heads * kernels.head_bytes(head_dim)));
@@ -98,8 +110,13 @@ void run_attention(const std::string& isa, const FloatRows& query, const FloatRo
   const int64_t step = std::min(chunk, kernels.attend_rows(num_heads / num_kv_heads));
   for (int64_t head = 0; head < num_kv_heads; ++head) {
     for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, scratch.data());
-    for (int64_t row = first; row < num_rows; row += step)
-      kernels.attend(args, span, row, std::min(row + step, num_rows), head, scratch.data());
+    for (int64_t row = first; row < num_rows; row += step) {
+      const int64_t end = std::min(row + step, num_rows);
+      if (is_split)
+        attend_in_parts(kernels, args, span, row, end, head, scratch.data());
+      else
+        kernels.attend(args, span, row, end, head, scratch.data());
+    }
   }
 }
 
@@ -178,7 +195,7 @@ void bind_kernels(nb::module_& module) {
               nb::arg("value").noconvert(), nb::arg("blocks").noconvert(), nb::arg("num_heads"),
               nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("cos_sin").noconvert(),
               nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"), nb::arg("window"),
-              nb::arg("softcap"), nb::arg("is_causal"), nb::arg("output").noconvert());
+              nb::arg("softcap"), nb::arg("is_causal"), nb::arg("is_split"), nb::arg("output").noconvert());
   kernels.def("normalize", &run_normalize, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weight"),
               nb::arg("bias").none(), nb::arg("eps"), nb::arg("is_layer"), nb::arg("output").noconvert());
   kernels.def("rope", &run_rope, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("cos_sin").noconvert(),

@@ -9,10 +9,15 @@ namespace subsecond {
 namespace {
 
 constexpr int64_t kPrivateRows = 1;  // up to this many rows every thread packs activations for itself, saving a barrier
+constexpr int64_t kPiecesPerThread = 4;  // of an attention, so that threads finish together
+constexpr int64_t kMostPartBytes = int64_t{64} << 20;
 constexpr int64_t kRotaryPositions = 512;  // added to a table at once: a fraction of a millisecond
 
 // Pieces of work that the threads share in a call, at most.
-int64_t pieces_of(const Call& call) { return call.kind == Call::Kind::kExperts ? 6 : 2; }
+int64_t pieces_of(const Call& call) {
+  if (call.kind == Call::Kind::kExperts) return 6;
+  return call.kind == Call::Kind::kAttention ? 3 : 2;
+}
 
 int64_t index_of(Call::Index index, const Batch& batch, int64_t row) {
   if (index == Call::Index::kFirst) return 0;
@@ -83,18 +88,29 @@ void Executor::extend_rotary(int64_t num_positions) {
 }
 
 void Executor::prepare(const Batch& batch) {
+  prepare_attention(batch);
+  split_attention();
+  int64_t num_positions = 0;
+  for (const Piece& piece : attends_) num_positions = std::max(num_positions, piece.num_positions);
+  extend_rotary(num_positions);
+  for (auto& queue : queues_) queue.store(0, std::memory_order_relaxed);
+}
+
+void Executor::prepare_attention(const Batch& batch) {
   spans_.clear();
   stores_.clear();
   attends_.clear();
-  const int64_t attend_rows = kernels_.attend_rows(longest_group_);
-  int64_t last_position = 0;
+  int64_t attend_rows = kernels_.attend_rows(longest_group_);
+  if (kernels_.attend_part) {
+    const int64_t fair = batch.num_rows * config_.num_kv_heads / (kPiecesPerThread * config_.num_threads);
+    attend_rows = std::clamp<int64_t>(fair, 1, attend_rows);
+  }
   for (int64_t row = 0; row < batch.num_rows;) {
     int64_t end = row + 1;
     while (end < batch.num_rows && batch.row_sequence[end] == batch.row_sequence[row]) ++end;
     const auto span = static_cast<int32_t>(spans_.size());
     spans_.push_back(
         {row, end, batch.positions[row], batch.block_tables + batch.row_sequence[row] * batch.blocks_per_sequence});
-    last_position = std::max<int64_t>(last_position, batch.positions[end - 1]);
     for (int64_t begin = row; begin < end;) {
       const int64_t left = kBlockTokens - batch.positions[begin] % kBlockTokens;
       const int64_t stop = std::min(end, begin + left);
@@ -103,11 +119,38 @@ void Executor::prepare(const Batch& batch) {
     }
     // Late rows attend to most positions: hand them out first, so that the threads finish together.
     for (int64_t stop = end; stop > row; stop -= attend_rows)
-      attends_.push_back({span, static_cast<int32_t>(std::max(row, stop - attend_rows)), static_cast<int32_t>(stop)});
+      attends_.push_back({span, static_cast<int32_t>(std::max(row, stop - attend_rows)), static_cast<int32_t>(stop),
+                          batch.positions[end - 1] + 1});
     row = end;
   }
-  extend_rotary(last_position + 1);
-  for (auto& queue : queues_) queue.store(0, std::memory_order_relaxed);
+}
+
+// Threads share positions where the longest piece would keep one of them busy while others wait.
+void Executor::split_attention() {
+  parts_.clear();
+  if (!kernels_.attend_part) return;
+  int64_t longest = 0, total = 0, num_floats = 0;
+  for (Piece& piece : attends_) {
+    const int64_t num_rows = piece.end - piece.begin;
+    const int64_t num_parts = (piece.num_positions + kPartTokens - 1) / kPartTokens;
+    piece.results = num_floats;
+    num_floats += num_parts * config_.num_kv_heads * floats_of_part(piece);
+    total += num_rows * piece.num_positions;
+    if (num_parts > 1) longest = std::max(longest, num_rows * piece.num_positions);
+  }
+  if (longest * kPiecesPerThread * config_.num_threads <= total * config_.num_kv_heads) return;
+  const int64_t num_bytes = num_floats * static_cast<int64_t>(sizeof(float));
+  if (num_bytes > kMostPartBytes) return;
+  if (num_bytes > static_cast<int64_t>(part_results_.size()))
+    part_results_ = Buffer(static_cast<size_t>(2 * num_bytes));
+  for (size_t i = 0; i < attends_.size(); ++i)
+    for (int64_t part = 0; part * kPartTokens < attends_[i].num_positions; ++part)
+      parts_.push_back({static_cast<int64_t>(i), part});
+}
+
+// Floats that one key/value head has of a part.
+int64_t Executor::floats_of_part(const Piece& piece) const {
+  return (piece.end - piece.begin) * longest_group_ * kernels_.part_floats(config_.head_dim);
 }
 
 int64_t Executor::rows_of(const Operand& operand, const Batch& batch) const {
@@ -184,13 +227,38 @@ void Executor::run_attention(const Call& call, Step& step) {
   const auto each = [&](const std::vector<Piece>& pieces, auto kernel) {
     step.share(static_cast<int64_t>(pieces.size()) * call.num_kv_heads, [&](int64_t item) {
       const Piece& piece = pieces[static_cast<size_t>(item / call.num_kv_heads)];
-      const Span& span = spans_[static_cast<size_t>(piece.span)];
-      kernel(args, span, piece.begin, piece.end, item % call.num_kv_heads, step.scratch);
+      kernel(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, item % call.num_kv_heads,
+             step.scratch);
     });
   };
   each(stores_, kernels_.store_kv);
   step.barrier.wait();
-  each(attends_, kernels_.attend);
+  if (parts_.empty())
+    each(attends_, kernels_.attend);
+  else
+    run_split_attention(args, step);
+}
+
+void Executor::run_split_attention(const AttentionArgs& args, Step& step) {
+  const int64_t heads = args.num_kv_heads;
+  const auto share_heads = [&](size_t count, auto run) {
+    step.share(static_cast<int64_t>(count) * heads,
+               [&](int64_t item) { run(static_cast<size_t>(item / heads), item % heads); });
+  };
+  share_heads(parts_.size(), [&](size_t index, int64_t head) {
+    const Part& part = parts_[index];
+    const Piece& piece = attends_[static_cast<size_t>(part.piece)];
+    float* results = part_results_.floats() + piece.results + (part.part * heads + head) * floats_of_part(piece);
+    kernels_.attend_part(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, head, part.part,
+                         results, step.scratch);
+  });
+  step.barrier.wait();
+  share_heads(attends_.size(), [&](size_t index, int64_t head) {
+    const Piece& piece = attends_[index];
+    const int64_t floats = floats_of_part(piece);
+    kernels_.merge_parts(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, head,
+                         part_results_.floats() + piece.results + head * floats, heads * floats, step.scratch);
+  });
 }
 
 void Executor::run_element_wise(const Call& call, Step& step) {

@@ -110,20 +110,31 @@ class Executor {
     double magnitude;
     std::vector<float> cos_sin;
   };
-  // A piece of rows of one span: stores stay within a block, attention within a tile.
+  // A piece of rows of one span: stores stay within a block, attention within what a kernel takes at once.
   struct Piece {
     int32_t span;
     int32_t begin, end;
+    int64_t num_positions = 0;  // that an attention sees at most
+    int64_t results = 0;        // floats before those of its parts, [parts][key/value heads][rows][heads]
+  };
+  // The positions of attends_[piece] that are attended to at once when threads share them; see Kernels::attend_part.
+  struct Part {
+    int64_t piece;
+    int64_t part;
   };
   struct Step;
 
   void prepare(const Batch& batch);
+  void prepare_attention(const Batch& batch);
+  void split_attention();
+  int64_t floats_of_part(const Piece& piece) const;
   void extend_rotary(int64_t num_positions);
   Matrix locate(const Operand& operand, const Batch& batch) const;
   int64_t rows_of(const Operand& operand, const Batch& batch) const;
   void run_call(const Call& call, Step& step);
   void run_linear(const Call& call, Step& step);
   void run_attention(const Call& call, Step& step);
+  void run_split_attention(const AttentionArgs& args, Step& step);
   void run_experts(const Call& call, Step& step);
   void pack_experts(const Call& call, Step& step, bool is_hidden);
   void multiply_experts(const Call& call, Step& step, bool is_down);
@@ -144,6 +155,8 @@ class Executor {
   int64_t scratch_stride_ = 0, private_stride_ = 0;
   std::vector<Span> spans_;
   std::vector<Piece> stores_, attends_;
+  std::vector<Part> parts_;  // empty: every piece is attended to in one call
+  Buffer part_results_;
   ExpertRoutes routes_;
   std::vector<std::atomic<uint64_t>> queues_;  // one a thread for every piece of work of every call
 };

@@ -1,140 +1,401 @@
-// Attention in float32; included by f32_kernels.inl.h.
+// Attention in float32 over keys and values that are stored as IEEE half precision; included by f32_kernels.inl.h.
 //
-// A block of 32 positions of one head is K [head_dim][32] then V [32][padded head_dim], float32. Rows walk the blocks
-// in order with a running maximum (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867), one block a time, so
-// that the order of every sum depends on positions alone.
+// A block of 32 positions of one head is K [head_dim][32] then V [32][value_width]. Parts of kPartTokens positions, by
+// their absolute number, have a softmax of their own and are merged in their order (flash attention with split keys,
+// Dao 2023, arXiv 2307.08691). Within a part, every score is one chain of multiply-adds over the channels, every output
+// one chain over the positions that the row sees, so a row comes out the same beside any others. The queries of a
+// batch, pairs of a row and a head of one group, share what is loaded of K and V.
+//
+// The including file defines kScoreQueries by kScoreVectors and kValueQueries by kValueVectors: the accumulators that
+// it has registers for.
 
-constexpr int kAttendRows = 8;  // rows of one piece of work
-constexpr int kHeadBlock = 4;   // query heads that share one pass over K and V
+constexpr int64_t kBatchQueries = 144;  // enough to make expanding K and V cheap; their scores of a part are 96 KB
+constexpr int64_t kScoreStride = kPartTokens + 16;  // rows a power of two apart would meet in a few sets of the cache
+constexpr float kLog2E = 1.44269504f;
+
+static int64_t value_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 static int64_t head_bytes(int64_t head_dim) {
-  return kBlockTokens * (head_dim + padded_width(head_dim)) * static_cast<int64_t>(sizeof(float));
+  return kBlockTokens * (head_dim + value_width(head_dim)) * static_cast<int64_t>(sizeof(uint16_t));
 }
 
-static int64_t attend_rows(int64_t) { return kAttendRows; }
+static int64_t attend_rows(int64_t group) { return group < kBatchQueries ? kBatchQueries / group : 1; }
 
-static inline float* head_block(const AttentionArgs& args, const Span& span, int64_t block, int64_t kv_head) {
+// Floats of what a query has of a part, or of all parts so far: outputs, the largest score and the sum of weights.
+static int64_t part_floats(int64_t head_dim) { return value_width(head_dim) + 16; }
+
+static inline const uint16_t* head_block(const AttentionArgs& args, const Span& span, int64_t block, int64_t kv_head) {
   const int64_t index = span.blocks[block] * args.num_kv_heads + kv_head;
-  return reinterpret_cast<float*>(args.cache.data + index * args.cache.head_bytes);
+  return reinterpret_cast<const uint16_t*>(args.cache.data + index * args.cache.head_bytes);
+}
+
+// Beyond the range of half precision values become the largest one, so that no sum meets infinity; NaN stays NaN.
+static inline void store_halves(uint16_t* p, V v) {
+  V::store_half(p, V::max(V::set1(-65504.0f), V::min(V::set1(65504.0f), v)));
 }
 
 static void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
                      uint8_t* scratch) {
+  const int64_t head_dim = args.head_dim, width = value_width(head_dim);
   float* rotated = reinterpret_cast<float*>(scratch);
-  const int64_t padded = padded_width(args.head_dim);
+  uint16_t* halves = reinterpret_cast<uint16_t*>(rotated + width);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t position = span.position + (row - span.row_start), slot = position % kBlockTokens;
-    float* k_block = head_block(args, span, position / kBlockTokens, kv_head);
-    float* v_block = k_block + kBlockTokens * args.head_dim;
-    if (slot == 0) __builtin_memset(k_block, 0, static_cast<size_t>(args.cache.head_bytes));
-    const float* key = args.key.row(row) + kv_head * args.head_dim;
+    uint16_t* keys = const_cast<uint16_t*>(head_block(args, span, position / kBlockTokens, kv_head));
+    uint16_t* values = keys + kBlockTokens * head_dim + slot * width;
+    const float* key = args.key.row(row) + kv_head * head_dim;
+    const float* value = args.value.row(row) + kv_head * head_dim;
     if (args.rotary.dims) {
-      rotate_head(key, rotated, args.rotary, position, args.head_dim);
+      rotate_head(key, rotated, args.rotary, position, head_dim);
       key = rotated;
     }
-    for (int64_t c = 0; c < args.head_dim; ++c) k_block[c * kBlockTokens + slot] = key[c];
-    __builtin_memcpy(v_block + slot * padded, args.value.row(row) + kv_head * args.head_dim,
-                     static_cast<size_t>(args.head_dim) * sizeof(float));
+    for (int64_t c = 0; c < head_dim; c += 16) {
+      store_halves(halves + c, load_lanes(key + c, head_dim - c));
+      store_halves(values + c, load_lanes(value + c, head_dim - c));
+    }
+    for (int64_t c = 0; c < head_dim; ++c) keys[c * kBlockTokens + slot] = halves[c];
   }
 }
 
-struct HeadState {
-  float maximum;
-  float sum;
+// --- a batch of queries ---------------------------------------------------------------------------------------------
+
+struct QueryBatch {
+  const AttentionArgs& args;
+  const Span& span;
+  int64_t kv_head;
+  int64_t count = 0;
+  float* queries;   // [count / kScoreQueries][head_dim][kScoreQueries], times the scale
+  float* scores;    // [count][kScoreStride], then the weights
+  float* part;      // [count][part_floats]
+  float* total;     // [count][part_floats]
+  float* expanded;  // keys or values of a block
+  Visible visible[kBatchQueries];
+
+  QueryBatch(const AttentionArgs& attention, const Span& rows, int64_t head, uint8_t* scratch)
+      : args(attention), span(rows), kv_head(head) {
+    constexpr int64_t padded = (kBatchQueries + kScoreQueries - 1) / kScoreQueries * kScoreQueries;
+    queries = reinterpret_cast<float*>(scratch);
+    scores = queries + padded * args.head_dim;
+    part = scores + padded * kScoreStride;
+    total = part + kBatchQueries * part_floats(args.head_dim);
+    expanded = total + kBatchQueries * part_floats(args.head_dim);
+  }
+  // Whether all queries are held in registers at once: then keys and values are read where they are stored.
+  bool is_small() const { return count <= kScoreQueries; }
 };
 
-// Scores of H query heads against positions [first, count) of one block, softmax numerators into `weights` [H][32];
-// returns the rescaling factors.
-template <int H>
-static inline void score_block(const float* queries, const float* k_block, const AttentionArgs& args, int first,
-                               int count, HeadState* states, float* weights, float* factors) {
-  const int64_t padded = padded_width(args.head_dim);
-  V low[H], high[H];
-  for (int h = 0; h < H; ++h) low[h] = high[h] = V::set1(0.0f);
-  for (int64_t c = 0; c < args.head_dim; ++c) {
-    const V k0 = V::load(k_block + c * kBlockTokens), k1 = V::load(k_block + c * kBlockTokens + 16);
-    for (int h = 0; h < H; ++h) {
-      const V q = V::set1(queries[h * padded + c]);
-      low[h] = V::fma(q, k0, low[h]);
-      high[h] = V::fma(q, k1, high[h]);
+static int64_t attend_scratch_bytes(int64_t head_dim) {
+  const int64_t queries = kBatchQueries + kScoreQueries;
+  const int64_t floats =
+      queries * (head_dim + kScoreStride + 2 * part_floats(head_dim)) + kBlockTokens * value_width(head_dim);
+  return floats * static_cast<int64_t>(sizeof(float));
+}
+
+// The queries [first, first + count) of a piece of work, counted row by row.
+static inline void load_queries(QueryBatch& batch, int64_t begin, int64_t first, int64_t count) {
+  const AttentionArgs& args = batch.args;
+  const int64_t group = args.num_heads / args.num_kv_heads, head_dim = args.head_dim;
+  const float factor = args.softcap > 0.0f ? args.scale : args.scale * kLog2E;
+  batch.count = count;
+  for (int64_t q = 0; q < count; ++q) {
+    const int64_t row = begin + (first + q) / group, position = batch.span.position + (row - batch.span.row_start);
+    const float* query = args.query.row(row) + (batch.kv_head * group + (first + q) % group) * head_dim;
+    if (args.rotary.dims) {
+      rotate_head(query, batch.expanded, args.rotary, position, head_dim);
+      query = batch.expanded;
     }
-  }
-  for (int h = 0; h < H; ++h) {
-    const V s0 = mask_scores(cap_scores(low[h], args.scale, args.softcap), first, count);
-    const V s1 = mask_scores(cap_scores(high[h], args.scale, args.softcap), first - 16, count - 16);
-    const float block_maximum = V::largest(V::max(s0, s1));
-    const float maximum = states[h].maximum > block_maximum ? states[h].maximum : block_maximum;
-    const V p0 = keep_range(exp_v(V::sub(s0, V::set1(maximum))), first, count, 0.0f);
-    const V p1 = keep_range(exp_v(V::sub(s1, V::set1(maximum))), first - 16, count - 16, 0.0f);
-    factors[h] = V::first(exp_v(V::set1(states[h].maximum - maximum)));
-    states[h].sum = states[h].sum * factors[h] + V::sum(V::add(p0, p1));
-    states[h].maximum = maximum;
-    V::store(weights + h * 32, p0);
-    V::store(weights + h * 32 + 16, p1);
+    float* out = batch.queries + q / kScoreQueries * kScoreQueries * head_dim + q % kScoreQueries;
+    for (int64_t c = 0; c < head_dim; ++c) out[c * kScoreQueries] = query[c] * factor;
+    batch.visible[q] = visible_to(args, batch.span, position);
   }
 }
 
-template <int H>
-static inline void add_values(const float* v_block, int64_t padded, int first, int count, const float* weights,
-                              const float* factors, float* outputs) {
-  for (int64_t c = 0; c < padded; c += 16) {
-    V sum[H];
-    for (int h = 0; h < H; ++h) sum[h] = V::mul(V::load(outputs + h * padded + c), V::set1(factors[h]));
-    for (int t = first; t < count; ++t) {
-      const V v = V::load(v_block + t * padded + c);
-      for (int h = 0; h < H; ++h) sum[h] = V::fma(V::set1(weights[h * 32 + t]), v, sum[h]);
+static inline Visible overlap(Visible visible, int64_t start, int64_t count) {
+  return {visible.begin > start ? visible.begin : start, visible.end < start + count ? visible.end : start + count};
+}
+
+// The positions of [start, start + count) that any of these queries sees; later rows see no earlier positions.
+static inline Visible seen_by(const QueryBatch& batch, int64_t first, int64_t end, int64_t start, int64_t count) {
+  return overlap({batch.visible[first].begin, batch.visible[end - 1].end}, start, count);
+}
+
+// --- scores and weights ---------------------------------------------------------------------------------------------
+
+static inline V read(const uint16_t* p) { return codes_f16(reinterpret_cast<const uint8_t*>(p)); }
+static inline V read(const float* p) { return V::load(p); }
+
+template <int N, class F>
+static inline void with_count(int64_t count, F f) {
+  if constexpr (N > 1)
+    if (count < N) return with_count<N - 1>(count, f);
+  f.template operator()<N>();
+}
+
+// Products of N queries [head_dim][kScoreQueries] with the keys [head_dim][32] of a block.
+template <int N, class T>
+static inline void score_tile(const float* queries, const T* keys, int64_t head_dim, float* scores) {
+  for (int at = 0; at < kBlockTokens; at += 16 * kScoreVectors) {
+    V sums[N][kScoreVectors];
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < kScoreVectors; ++v) sums[n][v] = V::set1(0.0f);
+    for (int64_t c = 0; c < head_dim; ++c) {
+      V key[kScoreVectors];
+      for (int v = 0; v < kScoreVectors; ++v) key[v] = read(keys + c * kBlockTokens + at + 16 * v);
+      for (int n = 0; n < N; ++n) {
+        const V query = V::set1(queries[c * kScoreQueries + n]);
+        for (int v = 0; v < kScoreVectors; ++v) sums[n][v] = V::fma(query, key[v], sums[n][v]);
+      }
     }
-    for (int h = 0; h < H; ++h) V::store(outputs + h * padded + c, sum[h]);
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < kScoreVectors; ++v) V::store(scores + n * kScoreStride + at + 16 * v, sums[n][v]);
   }
 }
 
-// H query heads of one row over the positions that it sees; queries and outputs [H][padded].
-template <int H>
-static inline void attend_heads(const AttentionArgs& args, const Span& span, Visible visible, int64_t kv_head,
-                                const float* queries, float* outputs, float* weights) {
-  const int64_t padded = padded_width(args.head_dim);
-  HeadState states[H];
-  float factors[H];
-  for (int h = 0; h < H; ++h) states[h] = {-__builtin_inff(), 0.0f};
-  __builtin_memset(outputs, 0, static_cast<size_t>(H * padded) * sizeof(float));
-  for (int64_t block = visible.begin / kBlockTokens; block * kBlockTokens < visible.end; ++block) {
-    const auto [first, count] = range_in_block(visible, block * kBlockTokens);
-    const float* k_block = head_block(args, span, block, kv_head);
-    score_block<H>(queries, k_block, args, first, count, states, weights, factors);
-    add_values<H>(k_block + kBlockTokens * args.head_dim, padded, first, count, weights, factors, outputs);
+template <class T>
+static inline void score_block(const QueryBatch& batch, const T* keys, int64_t start, float* scores) {
+  for (int64_t first = 0; first < batch.count; first += kScoreQueries) {
+    const int64_t count = batch.count - first < kScoreQueries ? batch.count - first : kScoreQueries;
+    const Visible seen = seen_by(batch, first, first + count, start, kBlockTokens);
+    if (seen.begin >= seen.end) continue;
+    with_count<kScoreQueries>(count, [&]<int N>() {
+      score_tile<N>(batch.queries + first * batch.args.head_dim, keys, batch.args.head_dim,
+                    scores + first * kScoreStride);
+    });
   }
-  for (int h = 0; h < H; ++h)
-    for (int64_t c = 0; c < padded; c += 16)
-      V::store(outputs + h * padded + c, V::div(V::load(outputs + h * padded + c), V::set1(states[h].sum)));
+}
+
+// 2 ** x for x <= 0, at least 2 ** -100; relative error under 2e-7, exact for 0. Adding 1.5 * 2 ** 23 + 127 rounds to
+// an integer and leaves the power's exponent in the lowest bits. The operands' order lets NaN through.
+static inline V exp2_v(V x) {
+  constexpr float kRound = 12583039.0f;
+  x = V::max(V::set1(-100.0f), x);
+  const V biased = V::add(x, V::set1(kRound));
+  const V r = V::sub(x, V::sub(biased, V::set1(kRound)));
+  V p = V::set1(1.326472e-3f);
+  p = V::fma(p, r, V::set1(9.671513e-3f));
+  p = V::fma(p, r, V::set1(5.550734e-2f));
+  p = V::fma(p, r, V::set1(2.4022242e-1f));
+  p = V::fma(p, r, V::set1(6.9314700e-1f));
+  p = V::fma(p, r, V::set1(1.0f));
+  return V::mul(p, V::to_exponent(biased));
+}
+
+static inline float exp2_of(float x) { return V::first(exp2_v(V::set1(x))); }
+
+static inline V keep_seen(V v, Visible seen, int64_t at, float other) {
+  if (seen.begin <= at && seen.end >= at + 16) return v;
+  return keep_range(v, static_cast<int>(seen.begin - at), static_cast<int>(seen.end - at), other);
+}
+
+// Scores of one query become weights; `seen` are positions within the part.
+static inline void weigh(const AttentionArgs& args, Visible seen, float* scores, float& maximum, float& sum) {
+  const int64_t begin = seen.begin / 16 * 16;
+  V largest = V::set1(-__builtin_inff()), sums = V::set1(0.0f);
+  for (int64_t at = begin; at < seen.end; at += 16) {
+    V score = V::load(scores + at);
+    if (args.softcap > 0.0f) {
+      score = V::mul(softcap_v(score, V::set1(args.softcap)), V::set1(kLog2E));
+      V::store(scores + at, score);
+    }
+    largest = V::max(largest, keep_seen(score, seen, at, -__builtin_inff()));
+  }
+  maximum = V::largest(largest);
+  for (int64_t at = begin; at < seen.end; at += 16) {
+    const V weight = keep_seen(exp2_v(V::sub(V::load(scores + at), V::set1(maximum))), seen, at, 0.0f);
+    V::store(scores + at, weight);
+    sums = V::add(sums, weight);
+  }
+  sum = V::sum(sums);
+}
+
+// --- outputs --------------------------------------------------------------------------------------------------------
+
+// Adds positions [begin, end) of values [32][width] times their weights, N queries by W vectors of channels.
+template <int N, int W, class T>
+static inline void value_tile(const float* weights, const T* values, int64_t width, Visible seen, float* outputs,
+                              int64_t stride) {
+  V sums[N][W];
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < W; ++w) sums[n][w] = V::load(outputs + n * stride + 16 * w);
+  int64_t t = seen.begin;
+  do {
+    V value[W];
+    for (int w = 0; w < W; ++w) value[w] = read(values + t * width + 16 * w);
+    for (int n = 0; n < N; ++n) {
+      const V weight = V::set1(weights[n * kScoreStride + t]);
+      for (int w = 0; w < W; ++w) sums[n][w] = V::fma(weight, value[w], sums[n][w]);
+    }
+  } while (++t < seen.end);
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < W; ++w) V::store(outputs + n * stride + 16 * w, sums[n][w]);
+}
+
+template <int N, class T>
+static inline void value_rows(const float* weights, const T* values, int64_t width, Visible seen, float* outputs) {
+  const int64_t stride = width + 16;
+  int64_t c = 0;
+  for (; c + 16 * kValueVectors <= width; c += 16 * kValueVectors)
+    value_tile<N, kValueVectors>(weights, values + c, width, seen, outputs + c, stride);
+  for (; c < width; c += 16) value_tile<N, 1>(weights, values + c, width, seen, outputs + c, stride);
+}
+
+// Positions that only some of N queries see are added for each alone, before and after those that all see.
+template <int N, class T>
+static inline void value_queries(const QueryBatch& batch, int64_t first, const T* values, int64_t start,
+                                 const float* weights) {
+  const int64_t width = value_width(batch.args.head_dim), stride = part_floats(batch.args.head_dim);
+  float* outputs = batch.part + first * stride;
+  if (batch.visible[first + N - 1].begin <= start && batch.visible[first].end >= start + kBlockTokens)
+    return value_rows<N>(weights, values, width, {0, kBlockTokens}, outputs);
+  Visible seen[N], all{0, kBlockTokens};
+  for (int n = 0; n < N; ++n) {
+    const Visible own = overlap(batch.visible[first + n], start, kBlockTokens);
+    seen[n] = {own.begin - start, own.end - start};
+    all = {seen[n].begin > all.begin ? seen[n].begin : all.begin, seen[n].end < all.end ? seen[n].end : all.end};
+  }
+  if (all.begin > all.end) all.end = all.begin;
+  const auto alone = [&](int n, int64_t begin, int64_t end) {
+    if (begin < end) value_rows<1>(weights + n * kScoreStride, values, width, {begin, end}, outputs + n * stride);
+  };
+  for (int n = 0; n < N; ++n) alone(n, seen[n].begin, seen[n].end < all.begin ? seen[n].end : all.begin);
+  if (all.begin < all.end) value_rows<N>(weights, values, width, all, outputs);
+  for (int n = 0; n < N; ++n) alone(n, seen[n].begin > all.end ? seen[n].begin : all.end, seen[n].end);
+}
+
+template <class T>
+static inline void value_block(const QueryBatch& batch, const T* values, int64_t start, const float* weights) {
+  for (int64_t first = 0; first < batch.count; first += kValueQueries) {
+    const int64_t count = batch.count - first < kValueQueries ? batch.count - first : kValueQueries;
+    with_count<kValueQueries>(
+        count, [&]<int N>() { value_queries<N>(batch, first, values, start, weights + first * kScoreStride); });
+  }
+}
+
+// --- parts ----------------------------------------------------------------------------------------------------------
+
+static inline const float* expand(const uint16_t* stored, int64_t count, float* expanded) {
+  for (int64_t i = 0; i < count; i += 16) V::store(expanded + i, read(stored + i));
+  return expanded;
+}
+
+// The values of this block are needed soon, the keys of the next one sooner.
+static inline void fetch_ahead(const QueryBatch& batch, int64_t at, int64_t end) {
+  const int64_t key_bytes = kBlockTokens * batch.args.head_dim * 2;
+  const auto* block =
+      reinterpret_cast<const uint8_t*>(head_block(batch.args, batch.span, at / kBlockTokens, batch.kv_head));
+  if (at + kBlockTokens < end) {
+    const auto* next =
+        reinterpret_cast<const uint8_t*>(head_block(batch.args, batch.span, at / kBlockTokens + 1, batch.kv_head));
+    for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(next + i, 0, 3);
+  }
+  for (int64_t i = key_bytes; i < batch.args.cache.head_bytes; i += 64) __builtin_prefetch(block + i, 0, 2);
+}
+
+// Fills batch.part for the part at `start`; queries that see nothing of it keep a sum of 0.
+static inline void attend_to_part(const QueryBatch& batch, int64_t start) {
+  const int64_t head_dim = batch.args.head_dim, width = value_width(head_dim), stride = part_floats(head_dim);
+  const Visible seen = seen_by(batch, 0, batch.count, start, kPartTokens);
+  const int64_t first_block = seen.begin / kBlockTokens * kBlockTokens;
+  for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
+    const uint16_t* keys = head_block(batch.args, batch.span, at / kBlockTokens, batch.kv_head);
+    float* scores = batch.scores + (at - start);
+    fetch_ahead(batch, at, seen.end);
+    if (batch.is_small())
+      score_block(batch, keys, at, scores);
+    else
+      score_block(batch, expand(keys, kBlockTokens * head_dim, batch.expanded), at, scores);
+  }
+  __builtin_memset(batch.part, 0, static_cast<size_t>(batch.count * stride) * sizeof(float));
+  for (int64_t q = 0; q < batch.count; ++q) {
+    const Visible own = overlap(batch.visible[q], start, kPartTokens);
+    float* state = batch.part + q * stride + width;
+    if (own.begin < own.end)
+      weigh(batch.args, {own.begin - start, own.end - start}, batch.scores + q * kScoreStride, state[0], state[1]);
+  }
+  for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
+    const uint16_t* values =
+        head_block(batch.args, batch.span, at / kBlockTokens, batch.kv_head) + kBlockTokens * head_dim;
+    const float* weights = batch.scores + (at - start);
+    if (batch.is_small())
+      value_block(batch, values, at, weights);
+    else
+      value_block(batch, expand(values, kBlockTokens * width, batch.expanded), at, weights);
+  }
+}
+
+// Adds the part at `start` to what a query has of those before it.
+static inline void merge_part(Visible visible, int64_t start, const float* part, float* total, int64_t width) {
+  if (visible.begin >= start + kPartTokens || visible.end <= start) return;
+  if (visible.begin >= start) {
+    __builtin_memcpy(total, part, static_cast<size_t>(width + 2) * sizeof(float));
+    return;
+  }
+  const float before = total[width], own = part[width], maximum = before > own ? before : own;
+  const float kept = exp2_of(before - maximum), added = exp2_of(own - maximum);
+  for (int64_t c = 0; c < width; c += 16)
+    V::store(total + c, V::fma(V::load(part + c), V::set1(added), V::mul(V::load(total + c), V::set1(kept))));
+  total[width] = maximum;
+  total[width + 1] = total[width + 1] * kept + part[width + 1] * added;
+}
+
+static inline void store_output(const AttentionArgs& args, int64_t row, int64_t head, const float* total) {
+  float* output = args.output.row(row) + head * args.head_dim;
+  const V sum = V::set1(total[value_width(args.head_dim) + 1]);
+  for (int64_t c = 0; c < args.head_dim; c += 16)
+    store_lanes(output + c, V::div(V::load(total + c), sum), args.head_dim - c);
+}
+
+// Calls visit(batch, first) for the queries of a piece of work, as many as a batch holds at a time.
+template <class Visit>
+static inline void each_batch(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+                              uint8_t* scratch, Visit visit) {
+  const int64_t num_queries = (end - begin) * (args.num_heads / args.num_kv_heads);
+  QueryBatch batch(args, span, kv_head, scratch);
+  for (int64_t first = 0; first < num_queries; first += kBatchQueries) {
+    const int64_t left = num_queries - first;
+    load_queries(batch, begin, first, left < kBatchQueries ? left : kBatchQueries);
+    visit(batch, first);
+  }
 }
 
 static void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
                    uint8_t* scratch) {
-  const int64_t padded = padded_width(args.head_dim), group = args.num_heads / args.num_kv_heads;
-  float* queries = reinterpret_cast<float*>(scratch);
-  float* outputs = queries + kHeadBlock * padded;
-  float* weights = outputs + kHeadBlock * padded;
+  const int64_t group = args.num_heads / args.num_kv_heads, stride = part_floats(args.head_dim);
+  const int64_t width = value_width(args.head_dim);
+  each_batch(args, span, begin, end, kv_head, scratch, [&](const QueryBatch& batch, int64_t first) {
+    const Visible seen{batch.visible[0].begin, batch.visible[batch.count - 1].end};
+    for (int64_t start = seen.begin / kPartTokens * kPartTokens; start < seen.end; start += kPartTokens) {
+      attend_to_part(batch, start);
+      for (int64_t q = 0; q < batch.count; ++q)
+        merge_part(batch.visible[q], start, batch.part + q * stride, batch.total + q * stride, width);
+    }
+    for (int64_t q = 0; q < batch.count; ++q)
+      store_output(args, begin + (first + q) / group, kv_head * group + (first + q) % group, batch.total + q * stride);
+  });
+}
+
+static void attend_part(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+                        int64_t part, float* result, uint8_t* scratch) {
+  const int64_t start = part * kPartTokens;
+  each_batch(args, span, begin, end, kv_head, scratch, [&](QueryBatch& batch, int64_t first) {
+    const Visible seen = seen_by(batch, 0, batch.count, start, kPartTokens);
+    if (seen.begin >= seen.end) return;
+    batch.part = result + first * part_floats(args.head_dim);
+    attend_to_part(batch, start);
+  });
+}
+
+static void merge_parts(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
+                        const float* parts, int64_t part_stride, uint8_t* scratch) {
+  const int64_t group = args.num_heads / args.num_kv_heads, stride = part_floats(args.head_dim);
+  float* total = reinterpret_cast<float*>(scratch);
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t position = span.position + (row - span.row_start);
-    for (int64_t first = 0; first < group;) {
-      const int64_t count = group - first >= kHeadBlock ? kHeadBlock : 1;
-      const int64_t head = kv_head * group + first;
-      for (int64_t h = 0; h < count; ++h) {
-        const float* query = args.query.row(row) + (head + h) * args.head_dim;
-        if (args.rotary.dims)
-          rotate_head(query, queries + h * padded, args.rotary, position, args.head_dim);
-        else
-          __builtin_memcpy(queries + h * padded, query, static_cast<size_t>(args.head_dim) * sizeof(float));
-      }
-      const Visible visible = visible_to(args, span, position);
-      if (count == kHeadBlock)
-        attend_heads<kHeadBlock>(args, span, visible, kv_head, queries, outputs, weights);
-      else
-        attend_heads<1>(args, span, visible, kv_head, queries, outputs, weights);
-      for (int64_t h = 0; h < count; ++h)
-        __builtin_memcpy(args.output.row(row) + (head + h) * args.head_dim, outputs + h * padded,
-                         static_cast<size_t>(args.head_dim) * sizeof(float));
-      first += count;
+    const Visible visible = visible_to(args, span, span.position + (row - span.row_start));
+    for (int64_t h = 0; h < group; ++h) {
+      const float* own = parts + ((row - begin) * group + h) * stride;
+      for (int64_t part = visible.begin / kPartTokens; part * kPartTokens < visible.end; ++part)
+        merge_part(visible, part * kPartTokens, own + part * part_stride, total, value_width(args.head_dim));
+      store_output(args, row, kv_head * group + h, total);
     }
   }
 }

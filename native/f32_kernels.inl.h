@@ -204,14 +204,14 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
   const int64_t panels = 4 * unpacked_bytes(padded_width(max_inputs));
-  const int64_t heads = kHeadBlock * (2 * padded_width(head_dim) + kBlockTokens) * static_cast<int64_t>(sizeof(float));
-  return panels > heads ? panels : heads;
+  const int64_t attention = attend_scratch_bytes(head_dim);
+  return panels > attention ? panels : attention;
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
   return {.isa = isa,
           .arithmetic = "i16",
-          .kv_type = "f32",
+          .kv_type = "f16",
           .stored = {activation_bytes, pack_rows, linear},
           .channel = {quantized_bytes, quantize_rows, channel_linear},
           .scratch_bytes = scratch_bytes,
@@ -219,6 +219,9 @@ static constexpr Kernels make_kernels(const char* isa) {
           .store_kv = store_kv,
           .attend = attend,
           .attend_rows = attend_rows,
+          .attend_part = attend_part,
+          .merge_parts = merge_parts,
+          .part_floats = part_floats,
           .normalize = normalize,
           .rope = rope,
           .gated_activation = gated_activation,

@@ -18,6 +18,7 @@
 namespace subsecond {
 
 constexpr int64_t kBlockTokens = 32;  // positions in a key/value block
+constexpr int64_t kPartTokens = 256;  // positions in a part of attention
 constexpr int64_t kGroupRows = 16;    // rows that pack_rows handles at once
 
 // A float32 matrix whose rows are `stride` floats apart.
@@ -129,6 +130,15 @@ struct Kernels {
   // Attend for rows [begin, end) of a span (at most attend_rows of them) and the query heads of one key/value head.
   void (*attend)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch);
   int64_t (*attend_rows)(int64_t heads_per_kv_head);
+  // The same in two steps, for threads that share the positions of few rows; null where a set has no such steps.
+  // `attend_part` sees positions [part * kPartTokens, (part + 1) * kPartTokens) and fills `result`, part_floats for
+  // every row and head; what no row sees may stay as it is. `merge_parts` takes the results of all parts, `part_stride`
+  // floats apart, and gives the bits of `attend`.
+  void (*attend_part)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, int64_t part,
+                      float* result, uint8_t* scratch);
+  void (*merge_parts)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head,
+                      const float* parts, int64_t part_stride, uint8_t* scratch);
+  int64_t (*part_floats)(int64_t head_dim);
 
   // Element-wise operators on rows [begin, end).
   void (*normalize)(Matrix input, Matrix output, int64_t width, const NormArgs&, int64_t begin, int64_t end);

@@ -139,14 +139,16 @@ void test_channel_linear(const Kernels& kernels, std::vector<SelfTestResult>& re
 
 // What an attention may have beside its scale.
 struct AttentionForm {
-  const char* name;
   int64_t window;
   float softcap;
   bool is_causal;
 };
 
-std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& form, int64_t num_rows, Numbers numbers) {
-  constexpr int64_t head_dim = 64, num_heads = 3, num_kv_heads = 1, num_blocks = 2;
+// Every row is stored, those from `first` on attend.
+std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& form, int64_t num_rows, int64_t first,
+                                 Numbers numbers) {
+  constexpr int64_t head_dim = 64, num_heads = 3, num_kv_heads = 1;
+  const int64_t num_blocks = (num_rows + kBlockTokens - 1) / kBlockTokens;
   std::vector<float> query = numbers.take(num_rows * num_heads * head_dim),
                      key = numbers.take(num_rows * num_kv_heads * head_dim),
                      value = numbers.take(num_rows * num_kv_heads * head_dim), output(query.size());
@@ -155,8 +157,9 @@ std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& fo
   const auto align = [](std::vector<uint8_t>& v) {
     return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
   };
-  const int32_t blocks[] = {1, 0};
-  const Span span{0, num_rows, 0, blocks};
+  std::vector<int32_t> blocks;
+  for (int64_t block = num_blocks; block > 0; --block) blocks.push_back(static_cast<int32_t>(block - 1));
+  const Span span{0, num_rows, 0, blocks.data()};
   AttentionArgs args{};
   args.query = {query.data(), num_heads * head_dim};
   args.key = {key.data(), num_kv_heads * head_dim};
@@ -173,7 +176,7 @@ std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& fo
   const int64_t step = kernels.attend_rows(num_heads / num_kv_heads);
   for (int64_t head = 0; head < num_kv_heads; ++head) {
     for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, align(scratch));
-    for (int64_t row = 0; row < num_rows; row += step)
+    for (int64_t row = first; row < num_rows; row += step)
       kernels.attend(args, span, row, std::min(row + step, num_rows), head, align(scratch));
   }
   return output;
@@ -226,13 +229,15 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   test_linear(kernels, tolerance, results);
   test_channel_linear(kernels, results);
   const Numbers numbers;
-  for (const AttentionForm& form :
-       {AttentionForm{"attention", 0, 0.0f, true}, AttentionForm{"attention_window_softcap", 20, 0.5f, true},
-        AttentionForm{"attention_whole", 0, 0.0f, false}}) {
-    const std::vector<float> expected = run_attention(scalar::kernels(), form, 34, numbers),
-                             actual = run_attention(kernels, form, 34, numbers);
-    results.push_back({form.name, relative_error(expected, actual), tolerance, digest_of(actual)});
-  }
+  const auto test_attention = [&](const char* name, const AttentionForm& form, int64_t num_rows, int64_t first) {
+    const std::vector<float> expected = run_attention(scalar::kernels(), form, num_rows, first, numbers),
+                             actual = run_attention(kernels, form, num_rows, first, numbers);
+    results.push_back({name, relative_error(expected, actual), tolerance, digest_of(actual)});
+  };
+  test_attention("attention", {0, 0.0f, true}, 34, 0);
+  test_attention("attention_long", {0, 0.0f, true}, kPartTokens + 20, kPartTokens + 14);
+  test_attention("attention_window_softcap", {20, 0.5f, true}, 34, 0);
+  test_attention("attention_whole", {0, 0.0f, false}, 34, 0);
   test_element_wise(kernels, results);
   return results;
 }

@@ -22,6 +22,9 @@ Kernels make_kernels() {
   table.store_kv = store_kv;
   table.attend = attend;
   table.attend_rows = attend_rows;
+  table.attend_part = nullptr;
+  table.merge_parts = nullptr;
+  table.part_floats = nullptr;
   return table;
 }
 

@@ -40,6 +40,10 @@ constexpr int kFloatRows = 2;
 constexpr int kColumnBlock = 2;
 constexpr int kByteRows = 2;
 constexpr int kBytePanels = 2;
+constexpr int kScoreQueries = 6;
+constexpr int kScoreVectors = 1;
+constexpr int kValueQueries = 6;
+constexpr int kValueVectors = 1;
 
 #include "../f32_kernels.inl.h"
 

@@ -23,6 +23,11 @@ struct V {
     _mm256_maskstore_ps(p, lane_mask(n), v.low);
     _mm256_maskstore_ps(p + 8, lane_mask(n - 8), v.high);
   }
+  // IEEE half precision, ties to even.
+  static void store_half(uint16_t* p, V v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
+  }
   static V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static V add(V a, V b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
   static V sub(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
@@ -42,6 +47,11 @@ struct V {
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
   }
   static V pow2(V n) { return {pow2_half(n.low), pow2_half(n.high)}; }
+  // The lowest nine bits become sign and exponent.
+  static __m256 to_exponent_half(__m256 v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23));
+  }
+  static V to_exponent(V v) { return {to_exponent_half(v.low), to_exponent_half(v.high)}; }
   static V keep_first(V v, int n, float other) {
     const __m256 filler = _mm256_set1_ps(other);
     return {_mm256_blendv_ps(filler, v.low, _mm256_castsi256_ps(lane_mask(n))),

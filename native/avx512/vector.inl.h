@@ -9,6 +9,11 @@ struct V {
   static V load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
   static void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
   static void store_n(float* p, V a, int n) { _mm512_mask_storeu_ps(p, lanes(n), a.v); }
+  // IEEE half precision, ties to even.
+  static void store_half(uint16_t* p, V a) {
+    const __m256i halves = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
+  }
   static V set1(float x) { return {_mm512_set1_ps(x)}; }
   static V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
   static V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -22,6 +27,8 @@ struct V {
     const __m512i bits = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 23))};
   }
+  // The lowest nine bits become sign and exponent.
+  static V to_exponent(V a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))}; }
   static V keep_first(V a, int n, float other) { return {_mm512_mask_blend_ps(lanes(n), _mm512_set1_ps(other), a.v)}; }
   static V drop_first(V a, int n, float other) { return {_mm512_mask_blend_ps(lanes(n), a.v, _mm512_set1_ps(other))}; }
   static __m256 upper(__m512 a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)); }

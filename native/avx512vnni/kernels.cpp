@@ -22,6 +22,10 @@ constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
 constexpr int kByteRows = 6;
 constexpr int kBytePanels = 4;
+constexpr int kScoreQueries = 12;
+constexpr int kScoreVectors = 2;
+constexpr int kValueQueries = 6;
+constexpr int kValueVectors = 4;
 
 #include "../f32_kernels.inl.h"
 

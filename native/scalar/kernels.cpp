@@ -24,6 +24,25 @@ struct V {
   static void store_n(float* p, V v, int n) {
     for (int i = 0; i < n; ++i) p[i] = v.lane[i];
   }
+  // IEEE half precision, ties to even.
+  static uint16_t to_half(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    uint32_t half;
+    if (magnitude > 0x7f800000u)
+      half = 0x7e00u | (magnitude >> 13 & 0x3ffu);  // NaN
+    else if (magnitude >= 0x47800000u)
+      half = 0x7c00u;  // infinity
+    else if (magnitude < 0x38800000u)
+      half = static_cast<uint32_t>(__builtin_nearbyintf(__builtin_fabsf(x) * 16777216.0f));  // subnormal
+    else
+      half = ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - (112u << 10);
+    return static_cast<uint16_t>(sign | half);
+  }
+  static void store_half(uint16_t* p, V v) {
+    for (int i = 0; i < 16; ++i) p[i] = to_half(v.lane[i]);
+  }
   static V set1(float x) {
     return each([&](int) { return x; });
   }
@@ -57,6 +76,17 @@ struct V {
     return each([&](int i) {
       const int32_t exponent = n.lane[i] == n.lane[i] ? static_cast<int32_t>(n.lane[i]) : 0;  // NaN has none
       const int32_t bits = (exponent + 127) << 23;
+      float x;
+      __builtin_memcpy(&x, &bits, 4);
+      return x;
+    });
+  }
+  // The lowest nine bits become sign and exponent.
+  static V to_exponent(V v) {
+    return each([&](int i) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, &v.lane[i], 4);
+      bits <<= 23;
       float x;
       __builtin_memcpy(&x, &bits, 4);
       return x;
@@ -307,6 +337,10 @@ constexpr int kFloatRows = 1;
 constexpr int kColumnBlock = 1;
 constexpr int kByteRows = 1;
 constexpr int kBytePanels = 4;
+constexpr int kScoreQueries = 1;
+constexpr int kScoreVectors = 1;
+constexpr int kValueQueries = 1;
+constexpr int kValueVectors = 1;
 
 #include "../f32_kernels.inl.h"
 

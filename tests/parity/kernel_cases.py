@@ -96,6 +96,11 @@ def round_i16(x: Floats) -> NDArray[np.float64]:
     return np.asarray((np.rint(blocks * inverse).astype(np.float64) * scale).reshape(rows, -1)[:, :k])
 
 
+def round_f16(x: NDArray[np.floating]) -> Floats:
+    """Round to the nearest IEEE half precision, ties to even; beyond its range to the largest. NaN stays."""
+    return np.asarray(np.clip(x, -65504, 65504).astype(np.float16), np.float32)
+
+
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> NDArray[np.float64]:
     """The reference norm in double precision."""
     x = x.astype(np.float64)
@@ -109,16 +114,21 @@ def rotary_table(num_positions: int, dims: int, theta: float = 10000.0) -> Float
 
 
 def rotate(
-    x: NDArray[np.floating], table: Floats, positions: NDArray[np.integer], *, is_interleaved: bool
-) -> NDArray[np.float64]:
-    """Rotate heads [rows, heads, head_dim] in double precision."""
+    x: NDArray[np.floating],
+    table: Floats,
+    positions: NDArray[np.integer],
+    *,
+    is_interleaved: bool,
+    dtype: type[np.floating] = np.float64,
+) -> NDArray[np.floating]:
+    """Rotate heads [rows, heads, head_dim], every operation rounded to `dtype`."""
     dims = table.shape[1]
-    cos, sin = (table[positions].astype(np.float64)[:, None, part::2] for part in (0, 1))
-    out = x.astype(np.float64).copy()
+    cos, sin = (table[positions].astype(dtype)[:, None, part::2] for part in (0, 1))
+    out = x.astype(dtype)
     first, second = (
         (slice(0, dims, 2), slice(1, dims, 2)) if is_interleaved else (slice(0, dims // 2), slice(dims // 2, dims))
     )
-    a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
+    a, b = x[..., first].astype(dtype), x[..., second].astype(dtype)
     out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
     return out
 

@@ -1,6 +1,7 @@
 // Attention over blocks and the element-wise kernels of every instruction set, at odd sizes and with odd numbers.
 //
-// Beyond what the sanitizers see: sets with keys and values in float32 give the bits of the scalar one, NaN for NaN.
+// Beyond what the sanitizers see: sets with keys and values in half precision give the bits of the scalar one, NaN for NaN,
+// and so does attention in parts.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -22,8 +23,19 @@ struct Shape {
   int64_t num_heads() const { return num_kv_heads * group; }
 };
 
+// The two steps of threads that share positions.
+void attend_in_parts(const Kernels& kernels, const AttentionArgs& args, const Span& span, int64_t begin, int64_t end,
+                     int64_t head, uint8_t* scratch) {
+  const int64_t num_parts = (span.position + span.row_end + kPartTokens - 1) / kPartTokens;
+  const int64_t stride = (end - begin) * args.num_heads / args.num_kv_heads * kernels.part_floats(args.head_dim);
+  std::vector<float> results(static_cast<size_t>(num_parts * stride), NAN);
+  for (int64_t part = 0; part < num_parts; ++part)
+    kernels.attend_part(args, span, begin, end, head, part, results.data() + part * stride, scratch);
+  kernels.merge_parts(args, span, begin, end, head, results.data(), stride, scratch);
+}
+
 // What the rows of the last step attend to.
-std::vector<float> attend(const Kernels& kernels, const Shape& shape, Stream stream) {
+std::vector<float> attend(const Kernels& kernels, const Shape& shape, bool is_split, Stream stream) {
   const int64_t num_positions = shape.position + shape.num_rows;
   const int64_t num_blocks = (num_positions + kBlockTokens - 1) / kBlockTokens;
   std::vector<int32_t> blocks(static_cast<size_t>(num_blocks));
@@ -62,8 +74,13 @@ std::vector<float> attend(const Kernels& kernels, const Shape& shape, Stream str
         kernels.store_kv(args, span, row, stop, head, scratch.data());
         row = stop;
       }
-      for (int64_t stop = rows; end == num_positions && stop > 0; stop -= step)
-        kernels.attend(args, span, std::max<int64_t>(0, stop - step), stop, head, scratch.data());
+      for (int64_t stop = rows; end == num_positions && stop > 0; stop -= step) {
+        const int64_t begin = std::max<int64_t>(0, stop - step);
+        if (is_split)
+          attend_in_parts(kernels, args, span, begin, stop, head, scratch.data());
+        else
+          kernels.attend(args, span, begin, stop, head, scratch.data());
+      }
     }
     first = end;
     attended = std::move(output);
@@ -113,8 +130,8 @@ Shape draw_shape(Stream& stream) {
   shape.num_kv_heads = stream.between(1, 3);
   shape.group = stream.between(1, 9);
   shape.is_causal = stream.byte() % 4 != 0;
-  shape.position = shape.is_causal ? stream.between(0, stream.flag() ? 3 : 100) : 0;
-  shape.window = shape.is_causal && stream.flag() ? stream.between(1, stream.flag() ? 4 : 150) : 0;
+  shape.position = shape.is_causal ? stream.between(0, stream.flag() ? 3 : 300) : 0;
+  shape.window = shape.is_causal && stream.flag() ? stream.between(1, stream.flag() ? 4 : 350) : 0;
   shape.num_rows = stream.between(1, 40);
   shape.rotary_dims = 2 * stream.between(0, shape.head_dim / 2);
   shape.is_interleaved = stream.flag();
@@ -129,10 +146,10 @@ Shape draw_shape(Stream& stream) {
 void run(Stream stream) {
   const Shape shape = draw_shape(stream);
   stream.start_numbers();
-  const std::vector<float> attended = attend(scalar::kernels(), shape, stream);
+  const std::vector<float> attended = attend(scalar::kernels(), shape, false, stream);
   const std::vector<float> results = run_element_wise(scalar::kernels(), shape, stream);
   for (const Kernels* kernels : available_kernels()) {
-    const std::vector<float> its_attended = attend(*kernels, shape, stream);
+    const std::vector<float> its_attended = attend(*kernels, shape, kernels->attend_part, stream);
     const std::vector<float> its_results = run_element_wise(*kernels, shape, stream);
     if (!has_exact_attention(*kernels)) continue;
     check_same("attention", *kernels, "float32", attended.data(), its_attended.data(), attended.size());
