@@ -15,7 +15,7 @@ CXX_FILES = $(shell find native bench -name '*.cpp' -o -name '*.h' -o -name '*.h
 MODEL ?= smollm2-135m
 QUESTION ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: help install demo test check bench acceptance wheel aarch64 format clean
+.PHONY: help install demo test check bench acceptance wheel aarch64 amx format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -50,6 +50,9 @@ wheel: $(VENV)/wheelable ## build a portable wheel into dist/; ARCHITECTURE=aarc
 
 aarch64: $(VENV)/developed $(VENV)/wheelable ## compile for aarch64 and compare with this processor under emulation
 	@$(BIN)/python -m pytest -m acceptance tests/e2e/test_aarch64.py
+
+amx: $(VENV)/developed ## test the AMX kernels on emulated tiles, where the processor has none
+	@$(BIN)/python -m pytest -m acceptance tests/e2e/test_emulated_amx.py
 
 format: $(VENV)/developed ## format the sources and renew the generated documents
 	@$(BIN)/ruff check --fix --exit-zero --quiet

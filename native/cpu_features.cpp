@@ -37,6 +37,12 @@ uint64_t saved_state() {
 }
 
 // Linux grants the tile registers on request only.
+#if SUBSECOND_EMULATE_AMX
+constexpr bool kIsAmxEmulated = true;
+#else
+constexpr bool kIsAmxEmulated = false;
+#endif
+
 bool request_tiles() {
 #ifdef __linux__
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -91,11 +97,15 @@ MissingFeatures detect() {
                      {{"avx512vbmi", bit(seven.c, 1)},
                       {"avx512_vbmi2", bit(seven.c, 6)},
                       {"avx512_bf16", bit(seven_one.a, 5)},
+#if !SUBSECOND_EMULATE_AMX
                       {"amx_bf16", bit(seven.d, 22)},
                       {"amx_tile", bit(seven.d, 24)},
-                      {"amx_int8", bit(seven.d, 25)}},
-                     tiles);
-  if (m.amx.empty() && !request_tiles()) m.amx.emplace_back("AMX tiles granted by the operating system");
+                      {"amx_int8", bit(seven.d, 25)},
+#endif
+                     },
+                     kIsAmxEmulated ? zmm : tiles);
+  if (m.amx.empty() && !kIsAmxEmulated && !request_tiles())
+    m.amx.emplace_back("AMX tiles granted by the operating system");
   return m;
 }
 

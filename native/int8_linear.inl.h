@@ -5,27 +5,9 @@
 // instruction set nor the order matters; what an unsigned reading adds, 128 times the sum of the row's codes, is
 // subtracted. An infinite or NaN activation makes all outputs of its row NaN.
 
-// --- activations ----------------------------------------------------------------------------------------------------
+#include "channel_operands.inl.h"
 
-struct RowHead {
-  float scale;
-  int32_t sum;  // of the row's codes
-};
-
-// Rows as quantize_rows leaves them: a RowHead, codes int8[num_tiles * 32], sums of the codes of each tile
-// int32[num_tiles]; each part begins at a multiple of 64 bytes.
-struct QuantizedRows {
-  const uint8_t* packed;
-  int64_t num_rows;
-  int64_t num_tiles;
-
-  int64_t codes_bytes() const { return (num_tiles * kTileInputs + 63) / 64 * 64; }
-  int64_t row_bytes() const { return 64 + codes_bytes() + (num_tiles * 4 + 63) / 64 * 64; }
-  const uint8_t* row(int64_t r) const { return packed + r * row_bytes(); }
-  const RowHead& head(int64_t r) const { return *reinterpret_cast<const RowHead*>(row(r)); }
-  const int8_t* codes(int64_t r) const { return reinterpret_cast<const int8_t*>(row(r) + 64); }
-  const int32_t* tile_sums(int64_t r) const { return reinterpret_cast<const int32_t*>(row(r) + 64 + codes_bytes()); }
-};
+// --- activations -----------------------------------------------------------------------------------------------------
 
 static int64_t quantized_bytes(int64_t num_rows, int64_t width) {
   const QuantizedRows rows{nullptr, num_rows, padded_width(width) / kTileInputs};
@@ -129,6 +111,8 @@ static inline void quantize_row(const float* x, const QuantizedRows& rows, int64
     tile_sums[t] = static_cast<int32_t>(tile_sum);
     sum += tile_sum;
   }
+  __builtin_memset(codes + rows.num_tiles * kTileInputs, 0,
+                   static_cast<size_t>(rows.codes_bytes() - rows.num_tiles * kTileInputs));
   RowHead& head = const_cast<RowHead&>(rows.head(row));
   head.scale = (is_usable ? maximum * (1.0f / 127.0f) : 0.0f) + poisoned;
   head.sum = static_cast<int32_t>(sum);
@@ -187,9 +171,6 @@ static void dot_bytes(const uint8_t* const* planes, int64_t num_tiles, const int
     for (int p = 0; p < P; ++p) I::store(sums + (r * P + p) * 16, acc[r][p]);
 }
 
-// Multipliers of sixteen outputs, 1 to 16.
-static inline I load_multipliers(const uint8_t* p) { return I::add(I::nibble_lanes(p), I::set1(1)); }
-
 // sums[p] = codes of one row . codes of INT4 panel p, [P][16] of int32: products of bare codes are multiplied by the
 // group's multiplier once.
 template <int P>
@@ -220,65 +201,7 @@ static void dot_nibbles(const uint8_t* const* panels, int64_t num_tiles, const i
   for (int p = 0; p < P; ++p) I::store(sums + 16 * p, acc[p]);
 }
 
-// An INT4 panel as unsigned bytes m (q - 8) + 128.
-static void unpack_nibbles(const uint8_t* panel, int64_t num_tiles, uint8_t* plane) {
-  const ChannelPanel layout{Format::kINT4, num_tiles};
-  const I low_bits = I::set1(0x0f0f0f0f);
-  for (int64_t t = 0; t < num_tiles; ++t, plane += ChannelPanel::kTileBytes) {
-    const uint8_t* tile = panel + layout.codes_at() + t * layout.tile_bytes();
-    const I m = load_multipliers(panel + layout.multipliers_at() + t * layout.kTileMultiplierBytes);
-    const I words = I::multiply(m, I::set1(0x00010001));
-    const I offset = I::multiply(I::add(I::set1(128), I::multiply(m, I::set1(-8))), I::set1(0x01010101));
-    for (int v = 0; v < 4; ++v) {
-      // Products of bytes stay below 256, so a word holds two of them.
-      const I both = I::load(tile + 64 * v);
-      const I low = I::multiply_words(I::both(both, low_bits), words);
-      const I high = I::multiply_words(I::both(I::template shift<4>(both), low_bits), words);
-      I::store(plane + 64 * v, I::add_bytes(low, offset));
-      I::store(plane + 256 + 64 * v, I::add_bytes(high, offset));
-    }
-  }
-}
-
-// --- linear ---------------------------------------------------------------------------------------------------------
-
-// The panels of a unit at four places; a missing one repeats the last, and its sums are dropped.
-struct ChannelUnit {
-  const uint8_t* panels[4];
-  Format formats[4];
-  bool is_uniform;
-
-  ChannelUnit(const LinearArgs& args, const Unit& unit) : is_uniform(true) {
-    for (int place = 0; place < 4; ++place) {
-      const int source = place < unit.num_places() ? place : unit.num_places() - 1;
-      const PackedWeight& weight = args.weights[unit.weight(source)];
-      formats[place] = weight.format;
-      panels[place] = weight.data + unit.panel(source) * ChannelPanel{weight.format, weight.num_tiles()}.num_bytes();
-      is_uniform = is_uniform && formats[place] == formats[0];
-    }
-  }
-};
-
-// Finish `count` rows from `row` on: sums [count][4][16].
-static void write_channels(const LinearArgs& args, const Unit& unit, const ChannelUnit& panels,
-                           const QuantizedRows& rows, int64_t row, int64_t count, const int32_t* sums,
-                           bool is_unsigned) {
-  const int num_panels = unit.work.num_panels;
-  for (int64_t r = 0; r < count; ++r) {
-    const RowHead& head = rows.head(row + r);
-    const I offset = I::set1(is_unsigned ? -kByteOffset * head.sum : 0);
-    float values[4][16];
-    for (int place = 0; place < unit.num_places(); ++place) {
-      const V scales = V::mul(V::load(reinterpret_cast<const float*>(panels.panels[place])), V::set1(head.scale));
-      V::store(values[place], V::mul(I::to_float(I::add(I::load(sums + (r * 4 + place) * 16), offset)), scales));
-    }
-    for (int i = 0; i < num_panels; ++i) {
-      const int64_t column = unit.work.panels[i] * kPanelOutputs;
-      write_outputs(args, unit.work.weight, row + r, column, unit.work.column_offset + column, values[i],
-                    unit.is_gated ? values[num_panels + i] : nullptr);
-    }
-  }
-}
+// --- linear ----------------------------------------------------------------------------------------------------------
 
 // R rows of a block by four planes; fewer rows than R take a smaller block.
 template <int R>
@@ -302,29 +225,22 @@ static void dot_row_block(const uint8_t* const* planes, const QuantizedRows& row
   }
 }
 
-static void channel_unit(const LinearArgs& args, const Unit& unit, const QuantizedRows& rows, uint8_t* scratch) {
-  const ChannelUnit panels(args, unit);
+static void channel_unit(const LinearArgs& args, const ChannelUnit& unit, const QuantizedRows& rows, uint8_t* scratch) {
   int32_t sums[kByteRows * 64];
-  if (args.num_rows == 1 && panels.is_uniform && panels.formats[0] == Format::kINT4) {
-    dot_nibbles<4>(panels.panels, rows.num_tiles, rows.codes(0), rows.tile_sums(0), sums);
-    return write_channels(args, unit, panels, rows, 0, 1, sums, false);
+  if (args.num_rows == 1 && unit.is_all(Format::kINT4)) {
+    dot_nibbles<4>(unit.panels, rows.num_tiles, rows.codes(0), rows.tile_sums(0), sums);
+    return write_channels(args, unit, rows, 0, 1, sums, 0);
   }
   const uint8_t* planes[4];
-  for (int place = 0; place < 4; ++place) {
-    planes[place] = panels.panels[place] + ChannelPanel::kScaleBytes;
-    if (panels.formats[place] == Format::kINT8) continue;
-    uint8_t* plane = scratch + place * rows.num_tiles * ChannelPanel::kTileBytes;
-    unpack_nibbles(panels.panels[place], rows.num_tiles, plane);
-    planes[place] = plane;
-  }
+  unit.find_planes(scratch, planes);
   for (int64_t row = 0; row < args.num_rows; row += kByteRows) {
     const int64_t count = args.num_rows - row < kByteRows ? args.num_rows - row : kByteRows;
     dot_row_block<kByteRows>(planes, rows, row, count, sums);
-    write_channels(args, unit, panels, rows, row, count, sums, true);
+    write_channels(args, unit, rows, row, count, sums, kByteOffset);
   }
 }
 
 static void channel_linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
   const QuantizedRows rows{args.packed, args.num_rows, args.weights[0].num_tiles()};
-  for (int64_t i = begin; i < end; ++i) channel_unit(args, {unit_panels(args, i), args.is_gated}, rows, scratch);
+  for (int64_t unit = begin; unit < end; ++unit) channel_unit(args, ChannelUnit(args, unit), rows, scratch);
 }

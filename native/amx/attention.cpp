@@ -186,7 +186,7 @@ void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t 
       attend_block(args, head_block(args, span, block, kv_head), block * kBlockTokens, padded, work);
     store_outputs(args, begin, first_head, num_heads, padded, work);
   }
-  _tile_release();
+  release_tiles();
 }
 
 }  // namespace subsecond::amx

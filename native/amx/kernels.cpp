@@ -7,8 +7,12 @@ namespace {
 
 int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
   const int64_t linear = linear_scratch_bytes(max_inputs), attend = attend_scratch_bytes(head_dim);
-  const int64_t own = linear > attend ? linear : attend, shared = avx512vnni::kernels().scratch_bytes(max_inputs, 64);
-  return own > shared ? own : shared;
+  const int64_t channel = channel_scratch_bytes(max_inputs),
+                shared = avx512vnni::kernels().scratch_bytes(max_inputs, 64);
+  int64_t most = linear;
+  for (const int64_t bytes : {attend, channel, shared})
+    if (bytes > most) most = bytes;
+  return most;
 }
 
 Kernels make_kernels() {
@@ -17,6 +21,8 @@ Kernels make_kernels() {
   table.arithmetic = "bf16";
   table.kv_type = "bf16";
   table.stored = {activation_bytes, pack_rows, linear};
+  table.channel.activation_bytes = quantized_bytes;
+  table.channel.linear = channel_linear;
   table.scratch_bytes = scratch_bytes;
   table.head_bytes = head_bytes;
   table.store_kv = store_kv;

@@ -337,7 +337,7 @@ void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch
   for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, tile == 4 || tile == 5 ? 64 : columns);
   load_tile_config(config);
   for (int64_t unit = begin; unit < end; ++unit) linear_unit(args, {unit_panels(args, unit), args.is_gated}, scratch);
-  _tile_release();
+  release_tiles();
 }
 
 }  // namespace subsecond::amx

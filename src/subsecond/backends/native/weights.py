@@ -135,7 +135,11 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
             continue
         if tensor.format not in PACKED_FORMATS:
             raise FormatError(f"{artifact.path}: weight {name!r} has the unknown packed format {tensor.format!r}")
-        if tensor.num_bytes != tensor.count * _native.packed_size(tensor.format, tensor.n, tensor.k):
+        try:
+            expected = tensor.count * _native.packed_size(tensor.format, tensor.n, tensor.k)
+        except ValueError as error:
+            raise FormatError(f"{artifact.path}: weight {name!r}: {error}; {artifact.remedy}") from error
+        if tensor.num_bytes != expected:
             raise FormatError(f"{artifact.path}: weight {name!r} has {tensor.num_bytes} bytes, which its shape forbids")
         matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data, tensor.count)
     return PackedWeights(matrices, vectors)
