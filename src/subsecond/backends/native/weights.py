@@ -65,8 +65,9 @@ def pack_weights(
     """Pack the named weights of `source` into one allocation; `progress` gets (bytes done, bytes in all)."""
     names = list(names)
     vectors = {n: source.dequantize(n).reshape(-1) for n in names if len(source.shapes[n]) == 1}
-    formats = {n: _packed_format(source, n) for n in names if n not in vectors}
-    sizes = {n: _packed_size(f, source.shapes[n]) for n, f in formats.items()}
+    packed = packed_sizes(source, names)
+    formats = {name: kind for name, (kind, _) in packed.items()}
+    sizes = {name: size for name, (_, size) in packed.items()}
     total = sum(_aligned(size) for size in sizes.values())
     memory = _native.allocate(total)
     matrices: dict[str, PackedMatrix] = {}
@@ -94,6 +95,12 @@ def pack_weights(
             if progress:
                 progress(done, total)
     return PackedWeights(matrices, vectors)
+
+
+def packed_sizes(source: WeightSource, names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Packed format and bytes of each of the named weights that is a matrix."""
+    formats = {name: _packed_format(source, name) for name in names if len(source.shapes[name]) > 1}
+    return {name: (kind, _packed_size(kind, source.shapes[name])) for name, kind in formats.items()}
 
 
 def read_packed_weights(artifact: Artifact) -> PackedWeights:

@@ -1,0 +1,90 @@
+"""Times attention by size and grouping of heads, and how its work spreads over threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from subsecond.backends.native.trial import Runner, Trial, WeightPool
+from subsecond.backends.probe import AttentionSpeed
+from subsecond.graph.ops import Attention, Rotary
+
+HEAD_DIMS = (64, 128)
+GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)
+SHARED_GROUP = 4
+CONTEXT = 1024  # positions, or fewer where kernels are slow
+LEAST_CONTEXT = 128
+PROMPT_ROWS = 64
+FIRST_ROWS = 32  # of the step that tells how slow they are
+NUM_RUNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTimer:
+    """What all timings of attention share; `call_s` is the time of an operator without work, on `num_threads`."""
+
+    pool: WeightPool
+    isa: str
+    num_threads: int
+    call_s: float
+
+    def runner(self, head_dim: int, num_kv_heads: int, groups: Sequence[int]) -> Runner:
+        """Attention with `num_kv_heads` and each of the groups, a layer each."""
+        trial = Trial(self.pool)
+        graph = trial.graph
+        rotary = Rotary(tuple(10000.0 ** (-2 * i / head_dim) for i in range(head_dim // 2)), "half")
+        kv_width = num_kv_heads * head_dim
+        trial.source("x", (max(groups) + 2) * kv_width)
+        graph.split("k", "x", 0, kv_width)
+        graph.split("v", "x", kv_width, 2 * kv_width)
+        for layer, group in enumerate(groups):
+            graph.split(f"q{group}", "x", 2 * kv_width, (2 + group) * kv_width)
+            heads = (layer, group * num_kv_heads, num_kv_heads, head_dim)
+            graph.attention(Attention(f"{group}", f"q{group}", "k", "v", *heads, head_dim**-0.5, rotary))
+        return trial.start("x", self.isa, self.num_threads, CONTEXT, CONTEXT)
+
+    def context_of(self, runner: Runner, limit_s: float) -> int:
+        """Positions, stored in steps of many rows, for which a measurement takes about `limit_s` at most."""
+        runner.run(FIRST_ROWS)
+        first_s = runner.run(FIRST_ROWS)
+        context = CONTEXT
+        while context > LEAST_CONTEXT and first_s * (context / FIRST_ROWS) ** 2 > limit_s:
+            context //= 2
+        runner.run(context)
+        return context
+
+    def speeds(self, head_dim: int, limit_s: float) -> list[AttentionSpeed]:
+        """One for each group; with as many key/value heads as threads, so that all have the same work."""
+        runner = self.runner(head_dim, self.num_threads, GROUPS)
+        context = self.context_of(runner, limit_s)
+        short, long = (runner.operator_seconds(NUM_RUNS, 1, start) for start in (context // 4 - 1, context - 1))
+        rows = min(PROMPT_ROWS, context // 2)
+        first, second = (runner.operator_seconds(NUM_RUNS, rows, start) for start in (0, context - rows))
+        found = []
+        for group in GROUPS:
+            num_channels = group * self.num_threads * head_dim
+            decode_s = (long[f"{group}"] - short[f"{group}"]) / (context - context // 4) / num_channels
+            prompt_s = (second[f"{group}"] - first[f"{group}"]) / (rows * (context - rows)) / num_channels
+            pairs_s = rows * (rows + 1) // 2 * prompt_s
+            channel_s = (first[f"{group}"] - self.call_s) / num_channels - pairs_s
+            found.append(
+                AttentionSpeed(head_dim, group, max(decode_s, 0.0), max(prompt_s, 0.0), max(channel_s, 0.0) / rows)
+            )
+        return found
+
+    def head_share(self, limit_s: float) -> float:
+        """How evenly a single key/value head spreads over the threads: 0 not at all, 1 as evenly as many do."""
+        if self.num_threads == 1:
+            return 1.0
+        runners = [self.runner(HEAD_DIMS[0], num_kv_heads, (SHARED_GROUP,)) for num_kv_heads in (self.num_threads, 1)]
+        context = min([self.context_of(runner, limit_s) for runner in runners])
+        found = [runner.operator_seconds(NUM_RUNS, 1, context - 1) for runner in runners]
+        all_s, alone_s = (seconds[f"{SHARED_GROUP}"] - self.call_s for seconds in found)
+        return min(max((all_s - alone_s) / (all_s - all_s / self.num_threads), 0.0), 1.0)
+
+
+def time_attention(timer: AttentionTimer, limit_s: float) -> tuple[tuple[AttentionSpeed, ...], float]:
+    """Speeds by size and grouping of heads, and the share of `head_share`, in about `limit_s` seconds."""
+    part_s = limit_s / (len(HEAD_DIMS) + 1) / 4
+    speeds = [speed for head_dim in HEAD_DIMS for speed in timer.speeds(head_dim, part_s)]
+    return tuple(speeds), timer.head_share(part_s)
