@@ -18,8 +18,8 @@ constexpr int kTries = 4;
 constexpr int64_t kPieceBytes = 8 << 20;  // read between two looks at the clock; small working sets several times
 constexpr int kMinPieces = 32;
 constexpr int64_t kTouchBytes = 16 << 20;
-constexpr int kPoolRounds = 2000;
-constexpr int kPoolRuns = 200;
+constexpr int kPoolRounds = 500;
+constexpr int kPoolRuns = 50;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -134,7 +134,7 @@ std::vector<ReadRate> measure_read_rates(int num_threads, const std::vector<int6
         uint8_t* own = buffer.data() + thread * stride;
         for (int64_t i = touched; i < std::min(touched + kTouchBytes, stride); i += 4096) own[i] = 1;
       });
-    if (touched < num_bytes) break;
+    if (touched < num_bytes || (!rates.empty() && now() - start > limit_s)) break;
     for (int count = 1;; count = num_threads) {
       rates.push_back({count, num_bytes, count * thread_read_rate(count, read, buffer.data(), stride, num_bytes)});
       if (count == num_threads) break;

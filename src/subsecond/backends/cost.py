@@ -163,7 +163,7 @@ class CostModel:
                 weight_bytes=weight_bytes[index],
                 kv_bytes=kv_bytes[index],
                 compute_s=self._compute_s(op, graph, rows, spans) * self._slowdown if rows else 0.0,
-                memory_s=weight_bytes[index] / (rate * self._stream_share(op)) + kv_bytes[index] / rate,
+                memory_s=(weight_bytes[index] + kv_bytes[index]) / (rate * self._stream_share(op)),
                 overhead_s=self._probe.overheads.call_s,
             )
             for index, (graph, op, rows) in enumerate(counted)
@@ -220,7 +220,7 @@ class CostModel:
             pair_s = speed.prompt_s + (speed.decode_s - speed.prompt_s) / span.num_rows
             total += num_channels * (_num_pairs(op, [span]) * pair_s + span.num_rows * speed.channel_s)
         num_shares = sum(span.num_rows for span in spans) * op.num_kv_heads / self._num_threads
-        spread = self._probe.head_share
+        spread = self._probe.attention.head_share
         return total * (spread + (1.0 - spread) * math.ceil(num_shares) / num_shares)
 
     def _weight_bytes(self, op: Op, graph: Graph, num_rows: int) -> int:
@@ -240,13 +240,15 @@ class CostModel:
         return sum(positions) * self._position_bytes(op)
 
     def _position_bytes(self, op: Attention) -> int:
-        return round(2 * op.num_kv_heads * op.head_dim * self._probe.kv_bytes)
+        return round(2 * op.num_kv_heads * op.head_dim * self._probe.attention.kv_bytes)
 
     def _weight_s(self, name: str, num_rows: float) -> float:
         return self._speeds[name].weight_s.at(num_rows)
 
     def _stream_share(self, op: Op) -> float:
         """Share of the memory's read rate that an operator reaches, by the bytes of its weights."""
+        if isinstance(op, Attention):
+            return self._probe.attention.stream_share
         num_bytes = {name: self._weights[name].num_bytes for name in _matrices(op)}
         if not num_bytes:
             return 1.0
@@ -259,7 +261,7 @@ class CostModel:
         def distance(speed: AttentionSpeed) -> tuple[float, float]:
             return abs(math.log(speed.head_dim / op.head_dim)), abs(math.log(speed.group / group))
 
-        return min(self._probe.attentions, key=distance)
+        return min(self._probe.attention.speeds, key=distance)
 
     def _read_rate(self, num_bytes: int) -> float:
         """Bytes a second that the threads read, going through `num_bytes` again in every step."""

@@ -129,6 +129,23 @@ class AttentionSpeed:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionFigures:
+    """Attention of the kernels of one instruction set.
+
+    speeds        by head_dim and group
+    head_share    how evenly few key/value heads spread over the threads: 0 when a head keeps to one thread, 1 when all
+                  threads share every head
+    stream_share  share of the memory's read rate that is reached when keys and values come from memory
+    kv_bytes      bytes of one channel of a key or value
+    """
+
+    speeds: tuple[AttentionSpeed, ...]
+    head_share: float
+    stream_share: float
+    kv_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Figures of one machine. Times are those of `fingerprint.num_threads` threads unless said otherwise.
 
@@ -138,10 +155,6 @@ class Probe:
     read_rates       by threads (one, and all) and ascending working set
     linears          by packed format
     activation_s     of packing one activation of every row, by rows of the step
-    attentions       by head_dim and group
-    head_share       how evenly few key/value heads spread over the threads: 0 when a head keeps to one thread, 1 when
-                     all threads share every head
-    kv_bytes         bytes of one channel of a key or value
     values           seconds a value of the output, by name of the operator
     """
 
@@ -152,9 +165,7 @@ class Probe:
     overheads: Overheads
     linears: Mapping[str, LinearSpeed]
     activation_s: RowCurve
-    attentions: tuple[AttentionSpeed, ...]
-    head_share: float
-    kv_bytes: float
+    attention: AttentionFigures
     values: Mapping[str, float]
 
 

@@ -137,17 +137,20 @@ def _check(probe: Probe, where: str) -> None:
     sizes = [(rate.num_threads, rate.thread_bytes) for rate in probe.read_rates]
     if not sizes or sorted(set(sizes)) != sizes or min(min(sizes)) < 1:
         raise FormatError(f"{where}: read_rates must ascend by threads and bytes")
-    if not probe.linears or not probe.attentions or set(probe.values) != set(VALUE_OPERATORS):
-        raise FormatError(
-            f"{where}: linears and attentions must have entries, and values those of {', '.join(VALUE_OPERATORS)}"
-        )
+    num_threads = probe.fingerprint.num_threads
+    if not {1, num_threads}.issubset(count for count, _ in sizes):
+        raise FormatError(f"{where}: read_rates must have those of one thread and of {num_threads}")
+    if not probe.linears or not probe.attention.speeds:
+        raise FormatError(f"{where}: linears and the speeds of attention must have entries")
+    if set(probe.values) != set(VALUE_OPERATORS):
+        raise FormatError(f"{where}: values are of {shorten(sorted(probe.values))}; they must be of {VALUE_OPERATORS}")
     positive = {
-        "num_threads": probe.fingerprint.num_threads,
         "bytes_s": min(rate.bytes_s for rate in probe.read_rates),
         "weight_bytes": min(speed.weight_bytes for speed in probe.linears.values()),
         "stream_share": min(speed.stream_share for speed in probe.linears.values()),
-        "head_dim": min(speed.head_dim for speed in probe.attentions),
-        "group": min(speed.group for speed in probe.attentions),
+        "stream_share of attention": probe.attention.stream_share,
+        "head_dim": min(speed.head_dim for speed in probe.attention.speeds),
+        "group": min(speed.group for speed in probe.attention.speeds),
     }
     for name, value in positive.items():
         if value <= 0:

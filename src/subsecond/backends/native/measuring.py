@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def measure(isa: str | None = None, num_threads: int | None = None) -> Probe:
     linear_timer = LinearTimer(pool, PACKED_FORMATS, owner.isa, threads, overheads.call_s)
     linears, activation_s = time_linears(linear_timer, read_rates, LINEARS_LIMIT_S)
     attention_timer = AttentionTimer(pool, owner.isa, threads, overheads.call_s)
-    attentions, head_share = time_attention(attention_timer, ATTENTION_LIMIT_S)
+    memory_rate = read_rates[-1].bytes_s
     return Probe(
         fingerprint=owner,
         processor_share=processor_share,
@@ -87,9 +88,7 @@ def measure(isa: str | None = None, num_threads: int | None = None) -> Probe:
         overheads=overheads,
         linears=linears,
         activation_s=activation_s,
-        attentions=attentions,
-        head_share=head_share,
-        kv_bytes=_native.kv_head_bytes(owner.isa, HEAD_DIM) / (2 * HEAD_DIM * _native.BLOCK_TOKENS),
+        attention=time_attention(attention_timer, memory_rate, ATTENTION_LIMIT_S),
         values=_values(pool, owner, overheads.call_s),
     )
 
@@ -109,7 +108,7 @@ def _overheads(pool: WeightPool, owner: Fingerprint) -> Overheads:
     calls = [trial.graph.scale(f"call {i}", trial.graph.select_rows(f"none {i}", "x"), 1.0) for i in range(NUM_CALLS)]
     runner = trial.start("x", owner.isa, owner.num_threads, 1)
     seconds = runner.operator_seconds(NUM_RUNS, 1, num_selected=0)
-    call_s = float(np.median([seconds[name] for name in calls]))
+    call_s = median([seconds[name] for name in calls])
     run_s, barrier_s = _native.measure_pool(owner.num_threads)
     step_s = _typical_s(lambda: runner.run(1, num_selected=0)) - (2 * NUM_CALLS + 2) * call_s
     sample_s = [_typical_s(_sampling(size)) for size in VOCABULARIES]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from subsecond import _native
 from subsecond.backends.native.trial import Runner, Trial, WeightPool
-from subsecond.backends.probe import AttentionSpeed
+from subsecond.backends.probe import AttentionFigures, AttentionSpeed
 from subsecond.graph.ops import Attention, Rotary
 
 HEAD_DIMS = (64, 128)
 GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)
 SHARED_GROUP = 4
 CONTEXT = 1024  # positions, or fewer where kernels are slow
-LEAST_CONTEXT = 128
+LEAST_CONTEXT = 32
 PROMPT_ROWS = 64
-FIRST_ROWS = 32  # of the step that tells how slow they are
+EVICTING_FORMAT, EVICTING_OUTPUTS, EVICTING_WIDTH = "F32", 8192, 2048  # a linear that leaves nothing else in cache
 NUM_RUNS = 8
 
 
@@ -28,10 +29,13 @@ class AttentionTimer:
     num_threads: int
     call_s: float
 
-    def runner(self, head_dim: int, num_kv_heads: int, groups: Sequence[int]) -> Runner:
-        """Attention with `num_kv_heads` and each of the groups, a layer each."""
+    def runner(self, head_dim: int, num_kv_heads: int, groups: Sequence[int], *, is_cold: bool = False) -> Runner:
+        """Attention with `num_kv_heads` and each of the groups, a layer each; after reading much else if `is_cold`."""
         trial = Trial(self.pool)
         graph = trial.graph
+        if is_cold:
+            selected = graph.select_rows("selected y", trial.source("y", EVICTING_WIDTH))
+            trial.linear("evicting", selected, EVICTING_FORMAT, EVICTING_OUTPUTS)
         rotary = Rotary(tuple(10000.0 ** (-2 * i / head_dim) for i in range(head_dim // 2)), "half")
         kv_width = num_kv_heads * head_dim
         trial.source("x", (max(groups) + 2) * kv_width)
@@ -44,12 +48,11 @@ class AttentionTimer:
         return trial.start("x", self.isa, self.num_threads, CONTEXT, CONTEXT)
 
     def context_of(self, runner: Runner, limit_s: float) -> int:
-        """Positions, stored in steps of many rows, for which a measurement takes about `limit_s` at most."""
-        runner.run(FIRST_ROWS)
-        first_s = runner.run(FIRST_ROWS)
-        context = CONTEXT
-        while context > LEAST_CONTEXT and first_s * (context / FIRST_ROWS) ** 2 > limit_s:
-            context //= 2
+        """Positions with keys and values, stored in one step: as many as that takes about `limit_s` for."""
+        context = LEAST_CONTEXT
+        runner.run(context)
+        while context < CONTEXT and 4 * runner.run(context) < limit_s:
+            context *= 2
         runner.run(context)
         return context
 
@@ -72,6 +75,14 @@ class AttentionTimer:
             )
         return found
 
+    def stream_share(self, rate: float, limit_s: float) -> float:
+        """Share of the memory's read rate that decoding reaches when keys and values come from memory."""
+        runner = self.runner(HEAD_DIMS[0], self.num_threads, (SHARED_GROUP,), is_cold=True)
+        context = self.context_of(runner, limit_s)
+        seconds = runner.operator_seconds(NUM_RUNS, 1, context - 1)[f"{SHARED_GROUP}"] - self.call_s
+        num_bytes = context * self.num_threads * _native.kv_head_bytes(self.isa, HEAD_DIMS[0]) / _native.BLOCK_TOKENS
+        return min(num_bytes / (max(seconds, self.call_s) * rate), 1.0)
+
     def head_share(self, limit_s: float) -> float:
         """How evenly a single key/value head spreads over the threads: 0 not at all, 1 as evenly as many do."""
         if self.num_threads == 1:
@@ -83,8 +94,13 @@ class AttentionTimer:
         return min(max((all_s - alone_s) / (all_s - all_s / self.num_threads), 0.0), 1.0)
 
 
-def time_attention(timer: AttentionTimer, limit_s: float) -> tuple[tuple[AttentionSpeed, ...], float]:
-    """Speeds by size and grouping of heads, and the share of `head_share`, in about `limit_s` seconds."""
-    part_s = limit_s / (len(HEAD_DIMS) + 1) / 4
+def time_attention(timer: AttentionTimer, rate: float, limit_s: float) -> AttentionFigures:
+    """All figures of attention, in about `limit_s` seconds; `rate` is the memory's read rate."""
+    part_s = limit_s / (len(HEAD_DIMS) + 2)
     speeds = [speed for head_dim in HEAD_DIMS for speed in timer.speeds(head_dim, part_s)]
-    return tuple(speeds), timer.head_share(part_s)
+    return AttentionFigures(
+        speeds=tuple(speeds),
+        head_share=timer.head_share(part_s),
+        stream_share=timer.stream_share(rate, part_s),
+        kv_bytes=_native.kv_head_bytes(timer.isa, HEAD_DIMS[0]) / (2 * HEAD_DIMS[0] * _native.BLOCK_TOKENS),
+    )

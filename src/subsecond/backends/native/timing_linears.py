@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import median
 
 from subsecond import _native
 from subsecond.backends.native.trial import Runner, Trial, WeightPool
@@ -66,7 +65,7 @@ class LinearTimer:
                 trial.linear(f"{kind} {index}", "x", kind, num_outputs)
         seconds = trial.start("x", self.isa, self.num_threads, 1).operator_seconds(NUM_RUNS, 1)
         extra_s = self.call_s + activation_s * WIDTH
-        median_s = {kind: np.median([seconds[f"{kind} {i}"] for i in range(NUM_COLD)]) for kind in self.formats}
+        median_s = {kind: median([seconds[f"{kind} {i}"] for i in range(NUM_COLD)]) for kind in self.formats}
         return {
             kind: max(time_s - extra_s, LEAST_SHARE * time_s) / (WIDTH * num_outputs)
             for kind, time_s in median_s.items()
