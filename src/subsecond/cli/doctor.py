@@ -24,10 +24,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = add_command(subparsers, "doctor", "report what this machine can do, which kernels run and what is missing")
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help=f"predict its speed and memory from what was measured; a {MODEL_HELP}"
+        "--measure", action="store_true", help="measure what the processor, the memory and the kernels do, and keep it"
     )
     parser.add_argument(
-        "--measure", action="store_true", help="measure what the processor, the memory and the kernels do, and keep it"
+        "--model", metavar="MODEL", help=f"predict its speed and memory from what was measured; a {MODEL_HELP}"
     )
     parser.set_defaults(run=run)
 

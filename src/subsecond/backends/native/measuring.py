@@ -6,6 +6,7 @@ runs.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -16,7 +17,7 @@ import numpy as np
 
 from subsecond import _native
 from subsecond.backends.batch import SampleBatch
-from subsecond.backends.native.loading import choose_isa
+from subsecond.backends.native.loading import ISA_VARIABLE, choose_isa
 from subsecond.backends.native.timing_attention import AttentionTimer, time_attention
 from subsecond.backends.native.timing_linears import LinearTimer, time_linears
 from subsecond.backends.native.trial import Trial, WeightPool, typical
@@ -53,7 +54,7 @@ def fingerprint(isa: str | None = None, num_threads: int | None = None) -> Finge
         version=version("subsecond"),
         build=f"{extension.st_size}-{extension.st_mtime_ns}",
         layout=LAYOUT_VERSION,
-        isa=choose_isa(isa),
+        isa=choose_isa(isa or os.environ.get(ISA_VARIABLE)),
         num_threads=num_threads or machine.num_usable_cores,
     )
 
