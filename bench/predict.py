@@ -1,6 +1,6 @@
 """Compares predicted with measured times, on small models that no figure of the probe was fitted on.
 
-Run from the repository: python -m bench.predict [--rounds 3] [--formats Q4_0,Q8_0] [--shapes NAME,...]
+Run from the repository: python -m bench.predict [--rounds 3] [--formats Q4_0,Q8_0] [--shapes NAME,...] [--folder KEEP]
 The models have random weights in the shapes of public ones, with fewer layers and tokens. Every round measures the
 machine anew and then each model through the engine, so that both see the same machine. A table goes to standard error,
 one JSON object to standard output. With other programs running the measured times say little; their share is printed.
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,15 +113,26 @@ def compare(paths: Mapping[str, Path], num_rounds: int, num_threads: int) -> tup
     return found, probes
 
 
+def write_models(names: Iterable[tuple[str, str]], folder: Path) -> dict[str, Path]:
+    """Files of the named shapes and formats, some 1.5 GB in all; those that are there already are used again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for shape, kind in names:
+        path = folder / f"{shape}-{kind}.gguf"
+        if not path.exists():
+            partial = path.with_suffix(".part")
+            write(SMALL[shape], shape, kind, partial)
+            partial.replace(path)
+        paths[f"{shape} {kind}"] = path
+    return paths
+
+
 def main() -> None:
     """Measure, predict, print."""
     options = _parse_options()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        paths = {}
-        for shape in options.shapes.split(","):
-            for kind in options.formats.split(","):
-                paths[f"{shape} {kind}"] = Path(folder) / f"{shape}-{kind}.gguf"
-                write(SMALL[shape], shape, kind, paths[f"{shape} {kind}"])
+    names = [(shape, kind) for shape in options.shapes.split(",") for kind in options.formats.split(",")]
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = write_models(names, options.folder or Path(temporary))
         found, probes = compare(paths, options.rounds, options.threads)
     for each in found:
         print(
@@ -158,7 +169,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--shapes", default=",".join(SMALL), help="of the models, separated by commas")
     parser.add_argument("--formats", default="Q4_0,Q8_0", help="of their weights, separated by commas")
     parser.add_argument("--threads", type=int, default=describe_machine().num_usable_cores)
-    parser.add_argument("--folder", type=Path, help="where the models are written meanwhile, some 1.5 GB")
+    parser.add_argument("--folder", type=Path, help="where to keep the models for the next time")
     return parser.parse_args()
 
 
