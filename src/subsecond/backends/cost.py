@@ -246,7 +246,7 @@ class CostModel:
         return self._speeds[name].weight_s.at(num_rows)
 
     def _stream_share(self, op: Op) -> float:
-        """Share of the memory's read rate that an operator reaches, by the bytes of its weights."""
+        """Share of the memory's read rate that an operator reaches; of several formats by their bytes."""
         if isinstance(op, Attention):
             return self._probe.attention.stream_share
         num_bytes = {name: self._weights[name].num_bytes for name in _matrices(op)}

@@ -102,9 +102,9 @@ class RowCurve:
 class LinearSpeed:
     """Linears whose weights have one packed format, on all threads.
 
-    weight_bytes    bytes of memory a weight takes
-    weight_s        seconds a weight, the weights being in cache and the activations packed
-    stream_share    share of the memory's read rate that the kernel reaches with one row
+    weight_bytes  bytes of memory a weight takes
+    weight_s      seconds a weight, the weights being in cache and the activations packed
+    stream_share  share of the memory's read rate that is reached with one row
     """
 
     weight_bytes: float
@@ -172,7 +172,7 @@ class Probe:
 def read_rate(rates: Iterable[ReadRate], num_threads: int, num_bytes: float) -> float:
     """Bytes a second of `num_threads` threads that go through `num_bytes` together over and over.
 
-    Straight lines between what was measured, over the logarithm of the bytes.
+    Straight lines between what was measured, over the logarithm of the bytes; level beyond the ends.
     """
     curve = [(num_threads * rate.thread_bytes, rate.bytes_s) for rate in rates if rate.num_threads == num_threads]
     if num_bytes <= curve[0][0]:

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,7 +132,7 @@ def _check(probe: Probe, where: str) -> None:
     """What the types do not say: what a prediction divides by is positive, and curves ascend."""
     curves = [probe.activation_s, *(speed.weight_s for speed in probe.linears.values())]
     for curve in curves:
-        is_ascending = all(a < b for a, b in zip((0, *curve.rows), curve.rows, strict=False))
+        is_ascending = all(a < b for a, b in pairwise((0, *curve.rows)))
         if not curve.rows or len(curve.rows) != len(curve.seconds) or not is_ascending:
             raise FormatError(f"{where}: rows {shorten(curve.rows)} must ascend from 1, with as many seconds")
     sizes = [(rate.num_threads, rate.thread_bytes) for rate in probe.read_rates]
@@ -147,8 +148,7 @@ def _check(probe: Probe, where: str) -> None:
     positive = {
         "bytes_s": min(rate.bytes_s for rate in probe.read_rates),
         "weight_bytes": min(speed.weight_bytes for speed in probe.linears.values()),
-        "stream_share": min(speed.stream_share for speed in probe.linears.values()),
-        "stream_share of attention": probe.attention.stream_share,
+        "stream_share": min([probe.attention.stream_share, *(s.stream_share for s in probe.linears.values())]),
         "head_dim": min(speed.head_dim for speed in probe.attention.speeds),
         "group": min(speed.group for speed in probe.attention.speeds),
     }

@@ -20,6 +20,8 @@ MB = 1 << 20
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (measuring, timing_linears, timing_attention):
         monkeypatch.setattr(module, "NUM_RUNS", 1)
+    for module in (timing_linears, timing_attention):
+        monkeypatch.setattr(module, "NUM_LONG_RUNS", 1)
     monkeypatch.setattr(measuring, "THREAD_BYTES", (MB, 2 * MB))
 
 

@@ -15,9 +15,10 @@ GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)
 SHARED_GROUP = 4
 CONTEXT = 1024  # positions, or fewer where kernels are slow
 LEAST_CONTEXT = 32
-PROMPT_ROWS = 64
+PROMPT_ROWS = 128
+NUM_KV_HEADS = 4  # or as many more as give all threads the same work
 EVICTING_FORMAT, EVICTING_OUTPUTS, EVICTING_WIDTH = "F32", 8192, 2048  # a linear that leaves nothing else in cache
-NUM_RUNS = 8
+NUM_RUNS, NUM_LONG_RUNS = 8, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,11 @@ class AttentionTimer:
     isa: str
     num_threads: int
     call_s: float
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads of which every thread has as many."""
+        return -(-NUM_KV_HEADS // self.num_threads) * self.num_threads
 
     def runner(self, head_dim: int, num_kv_heads: int, groups: Sequence[int], *, is_cold: bool = False) -> Runner:
         """Attention with `num_kv_heads` and each of the groups, a layer each; after reading much else if `is_cold`."""
@@ -57,15 +63,15 @@ class AttentionTimer:
         return context
 
     def speeds(self, head_dim: int, limit_s: float) -> list[AttentionSpeed]:
-        """One for each group; with as many key/value heads as threads, so that all have the same work."""
-        runner = self.runner(head_dim, self.num_threads, GROUPS)
+        """One for each group."""
+        runner = self.runner(head_dim, self.num_kv_heads, GROUPS)
         context = self.context_of(runner, limit_s)
         short, long = (runner.operator_seconds(NUM_RUNS, 1, start) for start in (context // 4 - 1, context - 1))
         rows = min(PROMPT_ROWS, context // 2)
-        first, second = (runner.operator_seconds(NUM_RUNS, rows, start) for start in (0, context - rows))
+        first, second = (runner.operator_seconds(NUM_LONG_RUNS, rows, start) for start in (0, context - rows))
         found = []
         for group in GROUPS:
-            num_channels = group * self.num_threads * head_dim
+            num_channels = group * self.num_kv_heads * head_dim
             decode_s = (long[f"{group}"] - short[f"{group}"]) / (context - context // 4) / num_channels
             prompt_s = (second[f"{group}"] - first[f"{group}"]) / (rows * (context - rows)) / num_channels
             pairs_s = rows * (rows + 1) // 2 * prompt_s
@@ -77,21 +83,22 @@ class AttentionTimer:
 
     def stream_share(self, rate: float, limit_s: float) -> float:
         """Share of the memory's read rate that decoding reaches when keys and values come from memory."""
-        runner = self.runner(HEAD_DIMS[0], self.num_threads, (SHARED_GROUP,), is_cold=True)
+        runner = self.runner(HEAD_DIMS[0], self.num_kv_heads, (SHARED_GROUP,), is_cold=True)
         context = self.context_of(runner, limit_s)
         seconds = runner.operator_seconds(NUM_RUNS, 1, context - 1)[f"{SHARED_GROUP}"] - self.call_s
-        num_bytes = context * self.num_threads * _native.kv_head_bytes(self.isa, HEAD_DIMS[0]) / _native.BLOCK_TOKENS
+        num_bytes = context * self.num_kv_heads * _native.kv_head_bytes(self.isa, HEAD_DIMS[0]) / _native.BLOCK_TOKENS
         return min(num_bytes / (max(seconds, self.call_s) * rate), 1.0)
 
     def head_share(self, limit_s: float) -> float:
         """How evenly a single key/value head spreads over the threads: 0 not at all, 1 as evenly as many do."""
         if self.num_threads == 1:
             return 1.0
-        runners = [self.runner(HEAD_DIMS[0], num_kv_heads, (SHARED_GROUP,)) for num_kv_heads in (self.num_threads, 1)]
+        runners = [self.runner(HEAD_DIMS[0], count, (SHARED_GROUP,)) for count in (self.num_kv_heads, 1)]
         context = min([self.context_of(runner, limit_s) for runner in runners])
         found = [runner.operator_seconds(NUM_RUNS, 1, context - 1) for runner in runners]
         all_s, alone_s = (seconds[f"{SHARED_GROUP}"] - self.call_s for seconds in found)
-        return min(max((all_s - alone_s) / (all_s - all_s / self.num_threads), 0.0), 1.0)
+        shared_s = all_s / self.num_kv_heads
+        return min(max((shared_s * self.num_threads - alone_s) / (shared_s * (self.num_threads - 1)), 0.0), 1.0)
 
 
 def time_attention(timer: AttentionTimer, rate: float, limit_s: float) -> AttentionFigures:
