@@ -4,14 +4,15 @@
 #include "bindings.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
+#include <algorithm>
 
 #include "cpu_features.h"
 #include "packed_weight.h"
+#include "probe.h"
 #include "self_test.h"
-#include "thread_pool.h"
 
 namespace subsecond {
 namespace {
@@ -98,37 +99,49 @@ nb::list run_self_test(const std::string& isa) {
   return list;
 }
 
+void check_threads(int num_threads) {
+  if (num_threads < 1 || num_threads > 1024) throw nb::value_error("1 to 1024 threads");
+}
+
 int64_t kv_head_bytes(const std::string& isa, int64_t head_dim) { return checked_kernels(isa).head_bytes(head_dim); }
 
-// Read rate of each thread walking its share of a buffer in four streams, as the kernels do; best of `repeats`, GB/s.
-double measure_bandwidth(int num_threads, int64_t num_bytes, int repeats) {
-  if (num_threads < 1 || num_bytes < 1 << 16 || repeats < 1) throw nb::value_error("1+ threads, 64 KiB+, 1+ repeats");
+std::vector<std::tuple<std::string, std::string, double>> peaks(int num_threads, double try_s) {
+  check_threads(num_threads);
+  if (!(try_s > 0.0 && try_s < 1.0)) throw nb::value_error("a try takes less than a second");
   nb::gil_scoped_release release;
-  Buffer buffer(static_cast<size_t>(num_bytes));
-  const int64_t words = num_bytes / 8 / num_threads / 4 * 4;
-  std::vector<uint64_t> sums(static_cast<size_t>(num_threads) * 8);
-  double best = 0.0;
-  for (int repeat = 0; repeat <= repeats; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    ThreadPool::instance().run(num_threads, [&](int thread, Barrier&) {
-      uint64_t* data = reinterpret_cast<uint64_t*>(buffer.data()) + thread * words;
-      const int64_t part = words / 4;
-      uint64_t sum[4] = {};
-      if (repeat == 0)  // touch the pages
-        for (int64_t i = 0; i < words; i += 64) data[i] = 1;
-      for (int64_t i = 0; i + 8 <= part; i += 8)
-        for (int s = 0; s < 4; ++s) {
-          __builtin_prefetch(data + s * part + i + 128);
-          for (int k = 0; k < 8; ++k) sum[s] += data[s * part + i + k];
-        }
-      sums[static_cast<size_t>(thread) * 8] = sum[0] + sum[1] + sum[2] + sum[3];
-    });
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    if (repeat > 0) best = std::max(best, static_cast<double>(words * num_threads * 8) / elapsed.count() / 1e9);
-  }
-  volatile uint64_t sink = sums[0];
-  static_cast<void>(sink);
-  return best;
+  std::vector<std::tuple<std::string, std::string, double>> list;
+  for (const Peak& peak : measure_peaks(num_threads, try_s))
+    list.emplace_back(peak.isa, peak.instruction, peak.operations_s);
+  return list;
+}
+
+std::vector<std::tuple<int, int64_t, double>> read_rates(int num_threads, const std::vector<int64_t>& thread_bytes,
+                                                         double limit_s) {
+  check_threads(num_threads);
+  if (thread_bytes.empty() || !std::is_sorted(thread_bytes.begin(), thread_bytes.end()))
+    throw nb::value_error("one working set at least, in ascending order");
+  for (const int64_t num_bytes : thread_bytes)
+    if (num_bytes < kReadBytes || num_bytes % kReadBytes != 0 || num_bytes > int64_t{1} << 36)
+      throw nb::value_error("a working set is a multiple of 16 KiB and at most 64 GiB");
+  nb::gil_scoped_release release;
+  std::vector<std::tuple<int, int64_t, double>> list;
+  for (const ReadRate& rate : measure_read_rates(num_threads, thread_bytes, limit_s))
+    list.emplace_back(rate.num_threads, rate.thread_bytes, rate.bytes_s);
+  return list;
+}
+
+std::tuple<double, double> pool_times(int num_threads) {
+  check_threads(num_threads);
+  nb::gil_scoped_release release;
+  const PoolTimes times = measure_pool(num_threads);
+  return {times.run_s, times.barrier_s};
+}
+
+double processor_share(int num_threads, double seconds) {
+  check_threads(num_threads);
+  if (!(seconds > 0.0 && seconds < 10.0)) throw nb::value_error("less than ten seconds");
+  nb::gil_scoped_release release;
+  return measure_processor_share(num_threads, seconds);
 }
 
 }  // namespace
@@ -168,8 +181,16 @@ NB_MODULE(_native, module) {
   module.def("self_test", &run_self_test, nb::arg("isa"),
              nb::sig("def self_test(isa: str) -> list[tuple[str, float, float, bool]]"),
              "Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).");
-  module.def("measure_bandwidth", &measure_bandwidth, nb::arg("num_threads"), nb::arg("num_bytes"),
-             nb::arg("repeats") = 3, "Memory read bandwidth in GB/s.");
+  module.def("measure_peaks", &peaks, nb::arg("num_threads"), nb::arg("try_s") = 2e-3,
+             "Multiply instructions of every set that runs here: list of (set, instruction, operations a second).");
+  module.def(
+      "measure_read_rates", &read_rates, nb::arg("num_threads"), nb::arg("thread_bytes"), nb::arg("limit_s") = 1.0,
+      "Read rates of one thread and of all, for working sets of a thread, as many as `limit_s` seconds allow: list of "
+      "(threads, bytes of a thread, bytes a second of all).");
+  module.def("measure_pool", &pool_times, nb::arg("num_threads"),
+             "Seconds of an empty run of the pool, and of a barrier within one.");
+  module.def("measure_processor_share", &processor_share, nb::arg("num_threads"), nb::arg("seconds") = 0.1,
+             "Share of the processors' time that threads get which ask for all of it.");
   module.def("packed_size", &packed_size, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              "Bytes of a packed weight.");
   module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),

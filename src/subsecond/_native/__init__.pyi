@@ -26,8 +26,21 @@ def self_test(isa: str) -> list[tuple[str, float, float, bool]]:
     Compare with the scalar kernels: list of (kernel, relative error, tolerance, has passed).
     """
 
-def measure_bandwidth(num_threads: int, num_bytes: int, repeats: int = 3) -> float:
-    """Memory read bandwidth in GB/s."""
+def measure_peaks(num_threads: int, try_s: float = 0.002) -> list[tuple[str, str, float]]:
+    """
+    Multiply instructions of every set that runs here: list of (set, instruction, operations a second).
+    """
+
+def measure_read_rates(num_threads: int, thread_bytes: Sequence[int], limit_s: float = 1.0) -> list[tuple[int, int, float]]:
+    """
+    Read rates of one thread and of all, for working sets of a thread, as many as `limit_s` seconds allow: list of (threads, bytes of a thread, bytes a second of all).
+    """
+
+def measure_pool(num_threads: int) -> tuple[float, float]:
+    """Seconds of an empty run of the pool, and of a barrier within one."""
+
+def measure_processor_share(num_threads: int, seconds: float = 0.1) -> float:
+    """Share of the processors' time that threads get which ask for all of it."""
 
 def packed_size(format: str, num_outputs: int, num_inputs: int) -> int:
     """Bytes of a packed weight."""

@@ -8,7 +8,8 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
-from subsecond.cli.output import Subparsers, add_command, print_json, size_text, table
+from subsecond.cli.output import MODEL_HELP, Subparsers, add_command, print_json, size_text, table
+from subsecond.cli.probe_report import probe_report, probe_rows
 
 BANDWIDTH_BYTES = 256 << 20  # far beyond any cache
 # A module by which to know that an extra is installed, and what the extra is for.
@@ -22,12 +23,18 @@ EXTRAS = {
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = add_command(subparsers, "doctor", "report what this machine can do, which kernels run and what is missing")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure what the processor, the memory and the kernels do, and keep it"
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help=f"predict its speed and memory from what was measured; a {MODEL_HELP}"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 1 when no answer can be computed here."""
-    report = _report()
+    report = _report(args.measure, args.model)
     if args.json:
         print_json(report, is_indented=True)
     else:
@@ -35,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report["native"]["error"] is None else 1
 
 
-def _report() -> dict[str, Any]:
+def _report(is_measured: bool, model: str | None) -> dict[str, Any]:
     import subsecond
     from subsecond.core import hardware
     from subsecond.models import foreign_stores, store
@@ -46,13 +53,14 @@ def _report() -> dict[str, Any]:
         extra: {"is_installed": importlib.util.find_spec(module) is not None, "purpose": purpose}
         for extra, (module, purpose) in EXTRAS.items()
     }
-    native, bandwidth_gb_s = _native_report(machine.num_usable_cores)
+    native, bandwidth_gb_s, probe = _native_report(machine.num_usable_cores, is_measured, model)
     return {
         "version": subsecond.__version__,
         "python": platform.python_version(),
         "machine": {**asdict(machine), "num_usable_cores": machine.num_usable_cores},
         "native": native,
         "memory_bandwidth_gb_s": bandwidth_gb_s,
+        "probe": probe,
         "store": {
             "path": str(store.home()),
             "num_models": len(stored),
@@ -63,14 +71,17 @@ def _report() -> dict[str, Any]:
     }
 
 
-def _native_report(num_threads: int) -> tuple[dict[str, Any], float | None]:
-    """What the native backend says of its kernels, and the measured memory bandwidth in GB/s."""
+def _native_report(
+    num_threads: int, is_measured: bool, model: str | None
+) -> tuple[dict[str, Any], float | None, dict[str, Any] | None]:
+    """What the native backend says of its kernels, the memory bandwidth in GB/s, and the probe."""
     try:
         from subsecond.backends import native
-
-        return dict(native.report()), round(native.measure_bandwidth(num_threads, BANDWIDTH_BYTES), 1)
+        from subsecond.backends.native import measuring
     except ImportError as error:
-        return {"error": f"the native extension cannot be loaded ({error}); install subsecond again"}, None
+        return {"error": f"the native extension cannot be loaded ({error}); install subsecond again"}, None, None
+    (*_, rate) = measuring.measure_read_rates(num_threads, [BANDWIDTH_BYTES // num_threads])
+    return dict(native.report()), round(rate.bytes_s / 1e9, 1), probe_report(is_measured, model)
 
 
 def _advice(machine: Any, extras: dict[str, dict[str, Any]], has_models: bool) -> list[str]:
@@ -110,6 +121,7 @@ def _report_text(report: dict[str, Any]) -> str:
         ("memory bandwidth", "not measured" if bandwidth is None else f"{bandwidth} GB/s"),
         ("huge pages", machine["huge_pages"]),
         *_native_rows(report["native"]),
+        *(probe_rows(report["probe"]) if report["probe"] is not None else []),
         (
             "store",
             f"{report['store']['path']}, {report['store']['num_models']} models, "

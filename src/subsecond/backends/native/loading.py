@@ -192,11 +192,6 @@ def _isa_report(isa: str, missing: list[str], chosen: str | None, forced: str | 
     }
 
 
-def measure_bandwidth(num_threads: int, num_bytes: int, repeats: int = 3) -> float:
-    """Best memory read rate in GB/s of `num_threads` threads over a buffer of `num_bytes`."""
-    return float(_native.measure_bandwidth(num_threads, num_bytes, repeats))
-
-
 def _failed(isa: str) -> str:
     return ", ".join(test.kernel for test in self_test(isa) if not test.has_passed)
 

@@ -67,7 +67,7 @@ def pack_weights(
 ) -> PackedWeights:
     """Pack weights of `source` into one allocation, each in its format; `progress` gets (bytes done, bytes in all)."""
     vectors = {n: source.dequantize(n).reshape(-1) for n, f in formats.items() if f == VECTOR_FORMAT}
-    sizes = {n: _packed_size(f, source.shapes[n]) for n, f in formats.items() if n not in vectors}
+    sizes = packed_sizes(source, formats)
     total = sum(_aligned(size) for size in sizes.values())
     memory = _native.allocate(total)
     matrices: dict[str, PackedMatrix] = {}
@@ -114,6 +114,11 @@ def _pack_matrix(source: WeightSource, name: str, index: int, matrix: PackedMatr
         else:
             panels = packed[begin // PANEL_OUTPUTS * panel_bytes : -(-end // PANEL_OUTPUTS) * panel_bytes]
             _native.pack_into(matrix.format, end - begin, num_inputs, quantize_q8_0(rows), panels)
+
+
+def packed_sizes(source: WeightSource, formats: Mapping[str, str]) -> dict[str, int]:
+    """Packed bytes of each weight that is a matrix, in the given formats."""
+    return {n: _packed_size(f, source.shapes[n]) for n, f in formats.items() if f != VECTOR_FORMAT}
 
 
 def read_packed_weights(artifact: Artifact) -> PackedWeights:

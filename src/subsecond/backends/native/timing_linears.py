@@ -1,0 +1,119 @@
+"""Times linears of every packed format by number of rows, their weights in cache, and with one row from memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from subsecond import _native
+from subsecond.backends.native.trial import Runner, Trial, WeightPool
+from subsecond.backends.probe import LinearSpeed, ReadRate, RowCurve, read_rate
+
+WIDTH = 2048  # inputs
+# Numbers of rows, and the outputs that linears have at least; all threads get the same number of units of work.
+FEW_ROWS, FEW_ROWS_OUTPUTS = (1, 2, 4, 8, 16, 32), 1024
+MANY_ROWS, MANY_ROWS_OUTPUTS = (128,), 2048
+UNIT_OUTPUTS = 64  # of a thread; what a linear of these takes is mostly packing
+# Of linears that are read from memory, and how many follow each other; what another format left in cache disturbs the
+# first of them.
+COLD_OUTPUTS, NUM_COLD = 1600, 3
+NUM_RUNS, NUM_LONG_RUNS = 8, 4
+LEAST_SHARE = 0.1  # of a linear's time is its weights', whatever packing seems to take
+
+
+@dataclass(frozen=True, slots=True)
+class LinearTimer:
+    """What all timings of linears share. `call_s` is the time of an operator without work, on `num_threads`."""
+
+    pool: WeightPool
+    formats: Sequence[str]
+    isa: str
+    num_threads: int
+    call_s: float
+
+    def bytes_of(self, kind: str) -> float:
+        """Bytes of one weight."""
+        return _native.packed_size(kind, WIDTH, WIDTH) / WIDTH**2
+
+    def outputs(self, least: int) -> int:
+        """At least that many, in whole units of all threads."""
+        unit = UNIT_OUTPUTS * self.num_threads
+        return -(-least // unit) * unit
+
+    def warm_runner(self, outputs: int) -> Runner:
+        """Linears of every format, each twice: the second has its weights in cache."""
+        trial = Trial(self.pool)
+        trial.source("x", WIDTH)
+        sizes = [(kind, kind, outputs) for kind in self.formats]
+        for name, kind, num_outputs in [*sizes, ("least", self._smallest, self.outputs(1))]:
+            matrix = trial.linear(f"{name} first", "x", kind, num_outputs)
+            trial.graph.linear(name, "x", trial.add(f"{name} again", matrix), num_outputs)
+        return trial.start("x", self.isa, self.num_threads, max(MANY_ROWS))
+
+    def split(self, seconds: Mapping[str, float], outputs: int) -> tuple[dict[str, float], float]:
+        """Seconds of one weight of each format, and of packing one activation of every row of the step."""
+        few_s, many_s = seconds["least"], seconds[self._smallest]
+        output_s = max(many_s - few_s, 0.0) / (outputs - self.outputs(1))
+        pack_s = max(few_s - self.call_s - self.outputs(1) * output_s, 0.0)
+        rest_s = {kind: seconds[kind] - self.call_s - pack_s for kind in self.formats}
+        least_s = {kind: LEAST_SHARE * seconds[kind] for kind in self.formats}
+        return {kind: max(rest_s[kind], least_s[kind]) / (WIDTH * outputs) for kind in self.formats}, pack_s / WIDTH
+
+    def stream_shares(self, activation_s: float, read_rates: Sequence[ReadRate]) -> dict[str, float]:
+        """Share of the read rate that linears of each format reach with one row, their weights coming from memory."""
+        trial = Trial(self.pool)
+        trial.source("x", WIDTH)
+        num_weights = self.outputs(COLD_OUTPUTS) * WIDTH
+        for kind in self.formats:
+            for index in range(NUM_COLD):
+                trial.linear(f"{kind} {index}", "x", kind, self.outputs(COLD_OUTPUTS))
+        seconds = trial.start("x", self.isa, self.num_threads, 1).operator_seconds(NUM_RUNS, 1)
+        rate = read_rate(read_rates, self.num_threads, NUM_COLD * num_weights * sum(map(self.bytes_of, self.formats)))
+        extra_s = self.call_s + activation_s * WIDTH
+        shares = {}
+        for kind in self.formats:
+            all_s = mean(seconds[f"{kind} {index}"] for index in range(1, NUM_COLD))
+            work_s = max(all_s - extra_s, LEAST_SHARE * all_s)
+            shares[kind] = min(num_weights * self.bytes_of(kind) / (work_s * rate), 1.0)
+        return shares
+
+    @property
+    def _smallest(self) -> str:
+        """The format that depends least on memory."""
+        return min(self.formats, key=self.bytes_of)
+
+
+def time_linears(
+    timer: LinearTimer, read_rates: Sequence[ReadRate], limit_s: float
+) -> tuple[dict[str, LinearSpeed], RowCurve]:
+    """Speed of each format, and seconds of packing one activation of every row, by rows of the step.
+
+    Numbers of rows for which `limit_s` seconds in all do not suffice are left out.
+    """
+    deadline_s = time.perf_counter() + limit_s
+    rows: list[int] = []
+    weight_s: dict[str, list[float]] = {kind: [] for kind in timer.formats}
+    activation_s: list[float] = []
+    last_s = 0.0
+    for counts, least in ((FEW_ROWS, FEW_ROWS_OUTPUTS), (MANY_ROWS, MANY_ROWS_OUTPUTS)):
+        outputs = timer.outputs(least)
+        runner = timer.warm_runner(outputs)
+        for num_rows in counts:
+            begin_s = time.perf_counter()
+            if rows and begin_s + last_s * num_rows / rows[-1] > deadline_s:
+                break
+            num_runs = NUM_RUNS if num_rows in FEW_ROWS else NUM_LONG_RUNS
+            weights, packing = timer.split(runner.operator_seconds(num_runs, num_rows), outputs)
+            rows.append(num_rows)
+            activation_s.append(packing)
+            for kind, seconds in weights.items():
+                weight_s[kind].append(seconds)
+            last_s = time.perf_counter() - begin_s
+    shares = timer.stream_shares(activation_s[0], read_rates)
+    speeds = {
+        kind: LinearSpeed(timer.bytes_of(kind), RowCurve(tuple(rows), tuple(weight_s[kind])), shares[kind])
+        for kind in timer.formats
+    }
+    return speeds, RowCurve(tuple(rows), tuple(activation_s))
