@@ -41,7 +41,9 @@ def make_once(target: Path, source: Path | None, command: Sequence[str], last: S
     It works at low priority on a temporary name, so an interrupted one leaves no target. Raises PeerError if it fails.
     """
     stamp = target.with_name(f"{target.name}.made.json")
-    origin = {"command": [*command, *last], "source": None if source is None else _identity(source)}
+    # without the place of the repository, so that build/ may move with it
+    parts = [part.replace(str(ROOT), ".") for part in (*command, *last)]
+    origin = {"command": parts, "source": None if source is None else _identity(source)}
     if target.exists() and stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == origin:
         return target
     partial = target.with_name(f"partial-{target.name}")
@@ -63,7 +65,7 @@ def make_once(target: Path, source: Path | None, command: Sequence[str], last: S
 
 def _identity(source: Path) -> dict[str, object]:
     stat = source.stat()
-    return {"path": str(source.resolve()), "num_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    return {"num_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
 def _remove(path: Path) -> None:

@@ -55,8 +55,14 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(metadata)), encoding="utf-8")
-    end = metadata["tokenizer.ggml.tokens"][metadata["tokenizer.ggml.eos_token_id"]]
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "unk_token": end}
+    tokens, end_id = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.eos_token_id"]
+    begin, end = tokens[metadata.get("tokenizer.ggml.bos_token_id", end_id)], tokens[end_id]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": end,
+        "unk_token": end,  # one has to be named, and bytes leave nothing unknown
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

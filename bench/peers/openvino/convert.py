@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
+PROGRAM = [sys.executable, "-m", "optimum.commands.optimum_cli"]
 FLAGS = {
     "fp16": ["--weight-format", "fp16"],
     "int8": ["--weight-format", "int8"],
@@ -21,9 +21,8 @@ FLAGS = {
 def main() -> None:
     """Convert one folder."""
     folder, output, weights = sys.argv[1:]
-    program = Path(sys.executable).with_name("optimum-cli")
     task = ["export", "openvino", "--task", "text-generation-with-past", "--model", folder]
-    sys.exit(subprocess.run([program, *task, *FLAGS[weights], output], check=False).returncode)
+    sys.exit(subprocess.run([*PROGRAM, *task, *FLAGS[weights], output], check=False).returncode)
 
 
 if __name__ == "__main__":
