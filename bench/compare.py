@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.comparison_table import Ratio, ratios, render
 from bench.engines import ENGINES, OURS, Command, Row, run_sample
 from bench.models import ROOT, find_model
-from bench.rounds import Figure, measure
+from bench.rounds import Figure, last_line, measure
 from bench.timing import PeerError, Timing, Workload
 from subsecond.backends.native.loading import ISA_VARIABLE
 from subsecond.core.hardware import probe
@@ -139,7 +139,7 @@ def notes_of(cases: Sequence[Case]) -> Iterator[str]:
         if ENGINES[case.row.engine].is_for_prompts_only:
             yield f"{case.row}: prompts only; it takes too long to load for figures where it is not the fastest"
         for column, reason in case.failures.items():
-            yield f"{case.row}{' ' * bool(column)}{column}: {reason}"
+            yield f"{case.row}{' ' * bool(column)}{column}: {last_line(reason)}"
 
 
 def case_json(case: Case, columns: Mapping[str, Column], threads: int) -> dict[str, object]:

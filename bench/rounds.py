@@ -51,7 +51,7 @@ def measure(
                 found = f"{values[key][-1]:.4g}"
             except PeerError as error:
                 failures[key] = str(error)
-                found = f"failed: {error}"
+                found = f"failed: {last_line(failures[key])}"
             seconds[key] = time.monotonic() - start
             rest = [*order[index + 1 :], *order * (rounds - turn - 1)]
             left = seconds_left([each for each in rest if each not in failures], seconds)
@@ -69,6 +69,11 @@ def seconds_left(rest: Sequence[Key], seconds: Mapping[Key, float]) -> float:
 def name_of(key: Hashable) -> str:
     """A key in words."""
     return "  ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def last_line(reason: str) -> str:
+    """What a program that failed said last, which is what went wrong."""
+    return (reason.strip().splitlines() or [""])[-1]
 
 
 def duration_text(seconds: float) -> str:
