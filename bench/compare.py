@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.comparison_table import Ratio, ratios, render
 from bench.engines import ENGINES, OURS, Command, Row, run_sample
-from bench.models import ROOT, find_model
+from bench.models import ROOT, find_model, label_of
 from bench.rounds import Figure, last_line, measure
 from bench.timing import PeerError, Timing, Workload
 from subsecond.backends.native.loading import ISA_VARIABLE
@@ -130,13 +130,14 @@ def table_of(cases: Sequence[Case], columns: Sequence[str]) -> str:
     """The table of one model, and below it why cells are empty."""
     rows = {str(case.row): case.figures for case in cases}
     memory = {str(case.row): max(t.peak_rss_bytes for t in case.timings) for case in cases if case.timings}
-    return "\n".join([render(columns, rows, ratios_of(cases), memory), *notes_of(cases)])
+    return "\n".join([render(columns, rows, ratios_of(cases), memory), *notes_of(cases, columns)])
 
 
-def notes_of(cases: Sequence[Case]) -> Iterator[str]:
+def notes_of(cases: Sequence[Case], columns: Sequence[str]) -> Iterator[str]:
     """Why cells are empty."""
+    has_decode = not all(COLUMNS[name].is_prompt for name in columns)
     for case in cases:
-        if ENGINES[case.row.engine].is_for_prompts_only:
+        if ENGINES[case.row.engine].is_for_prompts_only and has_decode:
             yield f"{case.row}: prompts only; it takes too long to load for figures where it is not the fastest"
         for column, reason in case.failures.items():
             yield f"{case.row}{' ' * bool(column)}{column}: {last_line(reason)}"
@@ -179,17 +180,9 @@ def origin_json(threads: int) -> dict[str, object]:
 def main() -> None:
     """Measure and print."""
     options = parse_options()
-    models = {name: find_model(name) for name in options.models}
+    models = {label_of(name): find_model(name) for name in options.models}
     columns = {name: COLUMNS[name] for name in options.columns}
-    found = compare(
-        {Path(name).stem if path.suffix else name: path for name, path in models.items()},
-        options.engines,
-        columns,
-        threads=options.threads,
-        rounds=options.rounds,
-        isa=options.isa,
-    )
-    result = origin_json(options.threads) | {"isa": options.isa, "rounds": options.rounds, "models": {}}
+    found = compare(models, options.engines, columns, threads=options.threads, rounds=options.rounds, isa=options.isa)
     by_model = {}
     for model, cases in found.items():
         print(f"\n{model}, {options.threads} threads, medians of {options.rounds} rounds (range)", file=sys.stderr)
@@ -198,7 +191,8 @@ def main() -> None:
             "rows": [case_json(case, columns, options.threads) for case in cases],
             "ratios": {row: {c: asdict(ratio) for c, ratio in by.items()} for row, by in ratios_of(cases).items()},
         }
-    print(json.dumps(result | {"models": by_model}))
+    settings = {"isa": options.isa, "rounds": options.rounds}
+    print(json.dumps(origin_json(options.threads) | settings | {"models": by_model}))
 
 
 def names_of(text: str) -> list[str]:

@@ -108,6 +108,7 @@ class PythonPeer:
     has_isas: bool = False
 
     def prepare(self, model: Path, weights: str | None) -> Path:
+        self._python(self.name)  # before anything is made for it
         folder = hugging_face_folder(model)
         if not (ROOT / "bench" / "peers" / self.name / "convert.py").is_file():
             return folder

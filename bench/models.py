@@ -27,6 +27,11 @@ def find_model(name: str) -> Path:
     return make_once(target, None, [sys.executable, "-m", "bench.random_model", name, RANDOM_TYPE])
 
 
+def label_of(name: str) -> str:
+    """What a model that was given as `name` is called in a table."""
+    return Path(name).stem if "/" in name or name.endswith(".gguf") else name
+
+
 def hugging_face_folder(model: Path) -> Path:
     """The model as a Hugging Face folder, itself if it is one."""
     if model.is_dir():

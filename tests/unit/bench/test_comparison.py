@@ -10,7 +10,7 @@ import pytest
 from bench.compare import COLUMNS, Case, case_json, samplers_of, table_of
 from bench.comparison_table import Ratio, ratios, render
 from bench.engines import Command, Row
-from bench.models import make_once
+from bench.models import label_of, make_once
 from bench.rounds import Figure, duration_text, measure, seconds_left
 from bench.timing import PeerError, Timing
 
@@ -113,6 +113,11 @@ def test_json_says_how_to_repeat_a_figure() -> None:
         "decode8": "SUBSECOND_ISA=avx2 python -m bench.generation m.gguf 128 33 2 8 --weights int8"
     }
     assert (found["version"], found["peak_rss_bytes"]) == ("1.0", 9)
+
+
+def test_models_are_called_by_their_short_names() -> None:
+    names = ("llama-3.2-1b", "smollm2-135m", "some/folder/m-q4_0.gguf", "m.gguf")
+    assert [label_of(name) for name in names] == ["llama-3.2-1b", "smollm2-135m", "m-q4_0", "m"]
 
 
 def test_files_are_made_once_for_one_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
