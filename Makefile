@@ -15,7 +15,7 @@ CXX_FILES = $(shell find native bench -name '*.cpp' -o -name '*.h' -o -name '*.h
 MODEL ?= smollm2-135m
 QUESTION ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: help install demo test check bench acceptance wheel aarch64 amx format clean
+.PHONY: help install demo test check bench peers acceptance wheel aarch64 amx format clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -41,6 +41,9 @@ check: $(VENV)/developed ## lint, types, formats, generated documents, architect
 bench: $(VENV)/developed ## measure speed on this machine, beside llama.cpp when LLAMA_BUILD names its build
 	@$(BIN)/subsecond pull $(MODEL)
 	@$(BIN)/python -m bench.run --model $(MODEL) $(if $(LLAMA_BUILD),--llama-build $(LLAMA_BUILD))
+
+peers: $(VENV)/developed ## install the engines to compare with: all, or PEER=NAME; ISA=avx2 is for llama_cpp
+	@PYTHON="$(abspath $(BIN))/python" ISA="$(ISA)" bench/peers/setup.sh $(or $(PEER),llama_cpp openvino vllm ctranslate2)
 
 acceptance: $(VENV)/developed $(VENV)/wheelable ## run the long checks of every claim
 	@$(BIN)/python -m pytest -m acceptance

@@ -1,47 +1,49 @@
-"""Times one generation in this process and prints it as JSON; bench/run.py starts a fresh one for every sample.
+"""Times one generation of ours, through the engine; several sequences are requests submitted at once.
 
-Run: python -m bench.generation MODEL PROMPT_TOKENS NEW_TOKENS [THREADS]
+Run: python -m bench.generation MODEL PROMPT_TOKENS NEW_TOKENS [THREADS] [SEQUENCES] [--weights stored|int8|int4]
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import argparse
+import itertools
 import time
-from itertools import pairwise
+from collections.abc import Sequence
 
 import subsecond
+from bench.timing import LEAD_TOKENS, Workload, run
+from subsecond.backends import native
 from subsecond.engine.request import Request, SamplingParams
 
-WARMUP_TOKENS = 8
+BLOCK_TOKENS = 32  # a sequence's last block of key/value memory is its own, however little it holds
 
 
-def prompt_of(num_tokens: int, vocab_size: int) -> list[int]:
-    """A prompt without meaning; speed does not depend on it."""
-    return [1000 + 37 * i % (vocab_size // 2) for i in range(num_tokens)]
+class Program:
+    """Our engine with a model, with key/value memory for the workload and a warm-up of the same shape."""
 
+    def __init__(self, options: argparse.Namespace, workload: Workload) -> None:
+        more = {} if options.weights is None else {"weights": options.weights}
+        num_tokens = 2 * workload.num_sequences * (workload.num_context_tokens + BLOCK_TOKENS)
+        self._model = subsecond.load(options.model, num_threads=options.threads, context_tokens=num_tokens, **more)
+        self._request_numbers = itertools.count()
+        self.version = subsecond.__version__
+        self.system_info = f"{native.choose_isa()} kernels, {self._model.backend.variant}"
 
-def time_generation(model: subsecond.Model, prompt_ids: list[int], num_tokens: int) -> dict[str, object]:
-    """Milliseconds of the prompt (to the first token) and of every later token, through the engine."""
-    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
-    stamps = [time.perf_counter()]
-    ids = []
-    for event in model.engine.submit(Request(tuple(prompt_ids), params, f"bench-{len(prompt_ids)}-{num_tokens}")):
-        stamps.append(time.perf_counter())
-        ids.append(event.token_id)
-    steps = [(after - before) * 1e3 for before, after in pairwise(stamps)]
-    return {"prefill_ms": steps[0], "step_ms": steps[1:], "token_ids": ids}
-
-
-def main() -> None:
-    """Load, warm up with a short other prompt, time."""
-    path, num_prompt, num_new, *rest = sys.argv[1:]
-    with subsecond.load(path, num_threads=int(rest[0]) if rest else None) as model:
-        vocab_size = model.backend.vocab_size
-        time_generation(model, prompt_of(WARMUP_TOKENS, vocab_size), WARMUP_TOKENS)
-        result = time_generation(model, prompt_of(int(num_prompt), vocab_size)[::-1], int(num_new))
-        print(json.dumps({"load_ms": model.load_ms, "variant": model.backend.variant, **result}))
+    def generate(self, prompts: Sequence[Sequence[int]], num_new_tokens: int) -> list[float]:
+        """Read one token of each stream in turn; the engine runs on its own thread meanwhile."""
+        num_lead = LEAD_TOKENS if len(prompts) > 1 else 0
+        params = SamplingParams(max_tokens=num_new_tokens + num_lead, ignore_eos=True)
+        requests = [Request(tuple(prompt), params, f"bench-{next(self._request_numbers)}") for prompt in prompts]
+        streams = [iter(self._model.engine.submit(request)) for request in requests]
+        stamps = []
+        for _ in range(num_new_tokens):
+            for stream in streams:
+                next(stream)
+            stamps.append(time.perf_counter())
+        for stream in streams:
+            stream.close()
+        return stamps
 
 
 if __name__ == "__main__":
-    main()
+    run(Program, ("--weights", {"help": "class of weights, as subsecond.load takes it; left out, its default"}))

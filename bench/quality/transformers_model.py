@@ -33,7 +33,7 @@ _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 def random_model(config: ModelConfig, *, is_tied: bool, seed: int) -> PreTrainedModel:
     """A float32 model in which every weight matters: biases are not zero and norms not one."""
-    model = _empty_model(config, is_tied=is_tied)
+    model = empty_model(config, is_tied=is_tied)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,13 +49,18 @@ def model_of(
     config: ModelConfig, dequantize: Callable[[str], NDArray[np.float32]], *, is_tied: bool
 ) -> PreTrainedModel:
     """The float32 model whose weights `dequantize` gives by GGUF name."""
-    model = _empty_model(config, is_tied=is_tied)
+    model = empty_model(config, is_tied=is_tied)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            weight = torch.from_numpy(dequantize(gguf_name(name)))
-            num_heads = _interleaved_heads(config, name)
-            parameter.copy_(deinterleave(weight, num_heads) if num_heads else weight)
+            parameter.copy_(weight_of(config, dequantize, name))
     return model
+
+
+def weight_of(config: ModelConfig, dequantize: Callable[[str], NDArray[np.float32]], name: str) -> Tensor:
+    """The weight that transformers calls `name`, of those that `dequantize` gives by GGUF name."""
+    weight = torch.from_numpy(dequantize(gguf_name(name)))
+    num_heads = _interleaved_heads(config, name)
+    return deinterleave(weight, num_heads) if num_heads else weight
 
 
 def gguf_weights(config: ModelConfig, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -94,7 +99,8 @@ def _interleaved_heads(config: ModelConfig, name: str) -> int:
     return config.num_heads if ".q_proj." in name else config.num_kv_heads if ".k_proj." in name else 0
 
 
-def _empty_model(config: ModelConfig, *, is_tied: bool) -> PreTrainedModel:
+def empty_model(config: ModelConfig, *, is_tied: bool) -> PreTrainedModel:
+    """A model of the configuration, with the weights that transformers starts from."""
     numbers: dict[str, Any] = {
         "hidden_size": config.width,
         "intermediate_size": config.ff_width,

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Builds llama.cpp for this machine's own CPU, with the two programs of this folder, from one pinned source archive.
+# Builds llama.cpp for this machine's own CPU, with the programs of this folder, from one pinned source archive.
 #
-#   build.sh [--llama-bench] [work_folder]      work_folder: default build/peers/llama_cpp in this repository
+#   build.sh [--isa NAME] [--llama-bench] [work_folder]      work_folder: default build/peers/llama_cpp in this repository
 #
+# --isa         instruction set to hold the build to, by the names of SUBSECOND_ISA: avx2, avxvnni, avx512, avx512vnni.
+#               It gets a folder of its own (build-NAME) in the same work folder. Default: native, all this CPU has.
 # --llama-bench also builds llama.cpp's own benchmark (several minutes more).
 # Needs: python3 with pip, cmake >= 3.18, make, gcc and g++. Environment: PYTHON (default python3), JOBS (default 2),
 # PIP_NO_BUILD_ISOLATION=0 to let pip use an installed scikit-build-core instead of fetching one: pip asks the archive
@@ -15,16 +17,19 @@ readonly archive_sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2
 readonly here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly python=${PYTHON:-python3} jobs=${JOBS:-2}
 
-llama_bench=OFF
+isa=native llama_bench=OFF
+if [[ ${1:-} == --isa ]]; then isa=${2:-}; shift $(($# < 2 ? $# : 2)); fi
 if [[ ${1:-} == --llama-bench ]]; then llama_bench=ON; shift; fi
-if [[ $# -gt 1 || ${1:-} == -* ]]; then
-    echo "usage: build.sh [--llama-bench] [work_folder]; got: $*" >&2
+if [[ $# -gt 1 || ${1:-} == -* || ! $isa =~ ^(native|avx2|avxvnni|avx512|avx512vnni)$ ]]; then
+    echo "usage: build.sh [--isa native|avx2|avxvnni|avx512|avx512vnni] [--llama-bench] [work_folder]; got: $isa $*" >&2
     exit 2
 fi
 work=${1:-$here/../../../build/peers/llama_cpp}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
-readonly archive=$work/$package-$version.tar.gz source=$work/source-$version build=$work/build
+readonly archive=$work/$package-$version.tar.gz source=$work/source-$version
+build=$work/build
+[[ $isa == native ]] || build+=-$isa
 
 archive_is_good() { [[ -f $archive ]] && echo "$archive_sha256  $archive" | sha256sum --check --status; }
 
@@ -48,11 +53,11 @@ if [[ ! -f $source/.patched ]]; then
     touch "$source/.patched"
 fi
 
-targets=(dump_logits time_decode)
+targets=(dump_logits time_decode requantize)
 [[ $llama_bench == OFF ]] || targets+=(llama-bench)
 cmake -S "$here" -B "$build" -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Release \
-    -DLLAMA_CPP_SOURCE="$source" -DWITH_LLAMA_BENCH=$llama_bench >"$work/configure.log" 2>&1 ||
-    { tail -n 30 "$work/configure.log" >&2; exit 1; }
-nice -n 10 make -C "$build" -j"$jobs" --no-print-directory "${targets[@]}" >"$work/make.log" 2>&1 ||
-    { tail -n 30 "$work/make.log" >&2; exit 1; }
+    -DLLAMA_CPP_SOURCE="$source" -DPEER_ISA=$isa -DWITH_LLAMA_BENCH=$llama_bench >"$work/configure-$isa.log" 2>&1 ||
+    { tail -n 30 "$work/configure-$isa.log" >&2; exit 1; }
+nice -n 10 make -C "$build" -j"$jobs" --no-print-directory "${targets[@]}" >"$work/make-$isa.log" 2>&1 ||
+    { tail -n 30 "$work/make-$isa.log" >&2; exit 1; }
 echo "$build/bin"

@@ -46,15 +46,18 @@ inline int32_t parse_count(const char* name, const std::string& text, int32_t mi
 }
 
 // Model and context with llama.cpp's default settings: f16 KV, flash attention where the backend has it, mapped file,
-// repacked weights. Only the context length, the batch limit and the threads are ours.
+// repacked weights. Only the context length, the batch limit, the sequences and the threads are ours.
 class Session {
  public:
-  Session(const std::string& model_path, uint32_t num_context_tokens, uint32_t max_batch, int32_t num_threads) {
+  // num_context_tokens is that of one sequence.
+  Session(const std::string& model_path, uint32_t num_context_tokens, uint32_t max_batch, int32_t num_threads,
+          uint32_t num_sequences = 1) {
     llama_backend_init();
     model_.reset(llama_model_load_from_file(model_path.c_str(), llama_model_default_params()));
     if (!model_) throw std::runtime_error(model_path + ": llama.cpp could not load this model");
     llama_context_params params = llama_context_default_params();
-    params.n_ctx = num_context_tokens;
+    params.n_ctx = num_context_tokens * num_sequences;
+    params.n_seq_max = num_sequences;
     params.n_batch = std::min(max_batch, params.n_batch);
     params.n_threads = num_threads;
     params.n_threads_batch = num_threads;

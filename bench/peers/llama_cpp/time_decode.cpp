@@ -1,10 +1,13 @@
-// Times one greedy generation: load, prefill, then every decode step. Prints one JSON object on stdout.
+// Times greedy generations of sequences decoded together: load, prefill, then every decode step. Prints one JSON
+// object.
 //
-//   time_decode model.gguf prompt.bin num_tokens num_threads num_warmups
+//   time_decode model.gguf prompts.bin num_tokens num_threads num_warmups num_sequences
 //
-// prompt.bin: the prompt's ids as int32. num_tokens ids are picked, end-of-sequence ids included: the first from the
-// prefill's logits, so num_tokens - 1 decode steps are timed. A step is evaluation plus greedy pick. A warm-up is an
-// untimed prefill and up to 8 steps; with none, load_ms + prefill_ms is the time to the first token of a fresh process.
+// prompts.bin: the prompts' ids as int32, one after the other, all of one length. num_tokens ids are picked for each
+// sequence, end-of-sequence ids included: the first from the prefill's logits, so num_tokens - 1 decode steps are
+// timed. A step is evaluation of one batch with an id of every sequence, plus greedy picks. A warm-up is an untimed
+// prefill, of as many rows in all as one prompt has, and up to 4 steps; with none, load_ms + prefill_ms is the time to
+// the first token of a fresh process.
 
 #include <sys/resource.h>
 
@@ -40,30 +43,66 @@ int32_t pick_greedy(const float* logits, int32_t num_vocab) {
 struct Timing {
   double prefill_ms = 0;
   std::vector<double> step_ms;
-  std::vector<int32_t> token_ids;
+  std::vector<int32_t> token_ids;  // of the first sequence
 };
 
-Timing generate(peer::Session& session, std::vector<int32_t>& prompt, int32_t num_tokens) {
+class Batch {
+ public:
+  explicit Batch(int32_t capacity) : batch_(llama_batch_init(capacity, 0, 1)) {}
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+  ~Batch() { llama_batch_free(batch_); }
+
+  const llama_batch& get() const { return batch_; }
+  void clear() { batch_.n_tokens = 0; }
+  void add(int32_t id, int32_t position, int32_t sequence, bool wants_logits) {
+    const int32_t row = batch_.n_tokens++;
+    batch_.token[row] = id;
+    batch_.pos[row] = position;
+    batch_.n_seq_id[row] = 1;
+    batch_.seq_id[row][0] = sequence;
+    batch_.logits[row] = wants_logits;
+  }
+
+ private:
+  llama_batch batch_;
+};
+
+// Evaluates the prompt of one sequence in pieces and picks its first id.
+int32_t prefill(peer::Session& session, Batch& batch, const int32_t* prompt, int32_t num_prompt, int32_t sequence) {
+  for (int32_t done = 0; done < num_prompt; done += batch.get().n_tokens) {
+    const int32_t end = std::min(num_prompt, done + session.batch_limit());
+    batch.clear();
+    for (int32_t i = done; i < end; ++i) batch.add(prompt[i], i, sequence, i + 1 == num_prompt);
+    session.evaluate(batch.get());
+  }
+  return pick_greedy(llama_get_logits_ith(session.context(), -1), session.num_vocab());
+}
+
+// Uses the first num_prompt ids of every prompt.
+Timing generate(peer::Session& session, const std::vector<int32_t>& prompts, int32_t num_sequences, int32_t num_prompt,
+                int32_t num_tokens) {
   Timing timing;
   session.clear();
-  const auto evaluate_and_pick = [&](int32_t* ids, int32_t num_ids) {
-    session.evaluate(llama_batch_get_one(ids, num_ids));
-    return pick_greedy(llama_get_logits_ith(session.context(), -1), session.num_vocab());
-  };
+  Batch batch(std::max(session.batch_limit(), num_sequences));
+  const size_t stride = prompts.size() / num_sequences;
+  std::vector<int32_t> ids;
   Clock::time_point start = Clock::now();
-  const int32_t num_prompt = static_cast<int32_t>(prompt.size());
-  int32_t done = 0;
-  for (; num_prompt - done > session.batch_limit(); done += session.batch_limit()) {
-    session.evaluate(llama_batch_get_one(prompt.data() + done, session.batch_limit()));
+  for (int32_t i = 0; i < num_sequences; ++i) {
+    ids.push_back(prefill(session, batch, prompts.data() + i * stride, num_prompt, i));
   }
-  int32_t id = evaluate_and_pick(prompt.data() + done, num_prompt - done);
   timing.prefill_ms = elapsed_ms(start);
-  timing.token_ids.push_back(id);
-  while (static_cast<int32_t>(timing.token_ids.size()) < num_tokens) {
+  timing.token_ids.push_back(ids[0]);
+  for (int32_t step = 0; step + 1 < num_tokens; ++step) {
     start = Clock::now();
-    id = evaluate_and_pick(&id, 1);
+    batch.clear();
+    for (int32_t i = 0; i < num_sequences; ++i) batch.add(ids[i], num_prompt + step, i, true);
+    session.evaluate(batch.get());
+    for (int32_t i = 0; i < num_sequences; ++i) {
+      ids[i] = pick_greedy(llama_get_logits_ith(session.context(), i), session.num_vocab());
+    }
     timing.step_ms.push_back(elapsed_ms(start));
-    timing.token_ids.push_back(id);
+    timing.token_ids.push_back(ids[0]);
   }
   return timing;
 }
@@ -78,20 +117,22 @@ void print_list(const char* name, const std::vector<T>& values, const char* form
   std::printf("], ");
 }
 
-void time_decode(const std::string& model_path, const std::string& prompt_path, int32_t num_tokens, int32_t num_threads,
-                 int32_t num_warmups) {
-  std::vector<int32_t> prompt = peer::read_int32(prompt_path);
-  if (prompt.empty() || prompt.size() > (1u << 20)) {
-    throw std::runtime_error(prompt_path + ": a prompt has 1 to 1048576 ids, this one has " +
-                             std::to_string(prompt.size()));
+void time_decode(const std::string& model_path, const std::string& prompts_path, int32_t num_tokens,
+                 int32_t num_threads, int32_t num_warmups, int32_t num_sequences) {
+  const std::vector<int32_t> prompts = peer::read_int32(prompts_path);
+  if (prompts.empty() || prompts.size() > (1u << 20) || prompts.size() % num_sequences != 0) {
+    throw std::runtime_error(prompts_path + ": prompts have 1 to 1048576 ids, the same number each; there are " +
+                             std::to_string(prompts.size()) + " for " + std::to_string(num_sequences) + " sequences");
   }
   const Clock::time_point start = Clock::now();
-  const uint32_t num_context_tokens = static_cast<uint32_t>(prompt.size()) + static_cast<uint32_t>(num_tokens);
-  peer::Session session(model_path, num_context_tokens, UINT32_MAX, num_threads);
+  const int32_t num_prompt = static_cast<int32_t>(prompts.size()) / num_sequences;
+  peer::Session session(model_path, num_prompt + num_tokens, UINT32_MAX, num_threads, num_sequences);
   const double load_ms = elapsed_ms(start);
-  session.check_ids(prompt.data(), prompt.size());
-  for (int32_t i = 0; i < num_warmups; ++i) generate(session, prompt, std::min(num_tokens, 9));
-  const Timing timing = generate(session, prompt, num_tokens);
+  session.check_ids(prompts.data(), prompts.size());
+  for (int32_t i = 0; i < num_warmups; ++i) {
+    generate(session, prompts, num_sequences, std::max(1, num_prompt / num_sequences), std::min(num_tokens, 5));
+  }
+  const Timing timing = generate(session, prompts, num_sequences, num_prompt, num_tokens);
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   std::printf("{\"load_ms\": %.4f, \"prefill_ms\": %.4f, ", load_ms, timing.prefill_ms);
@@ -104,15 +145,17 @@ void time_decode(const std::string& model_path, const std::string& prompt_path, 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 6) {
-    std::fprintf(stderr, "usage: time_decode model.gguf prompt.bin num_tokens num_threads num_warmups\n");
+  if (argc != 7) {
+    std::fprintf(stderr,
+                 "usage: time_decode model.gguf prompts.bin num_tokens num_threads num_warmups num_sequences\n");
     return 2;
   }
   try {
     const int32_t num_tokens = peer::parse_count("num_tokens", argv[3], 1, 1 << 20);
     const int32_t num_threads = peer::parse_count("num_threads", argv[4], 1, 1024);
     const int32_t num_warmups = peer::parse_count("num_warmups", argv[5], 0, 100);
-    time_decode(argv[1], argv[2], num_tokens, num_threads, num_warmups);
+    const int32_t num_sequences = peer::parse_count("num_sequences", argv[6], 1, 256);
+    time_decode(argv[1], argv[2], num_tokens, num_threads, num_warmups, num_sequences);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "time_decode: %s\n", error.what());
     return 1;
