@@ -132,20 +132,21 @@ void Executor::split_attention() {
   int64_t longest = 0, total = 0, num_floats = 0;
   for (Piece& piece : attends_) {
     const int64_t num_rows = piece.end - piece.begin;
-    const int64_t num_parts = (piece.num_positions + kPartTokens - 1) / kPartTokens;
     piece.results = num_floats;
-    num_floats += num_parts * config_.num_kv_heads * floats_of_part(piece);
+    num_floats += config_.num_kv_heads * piece.num_parts() * floats_of_part(piece);
     total += num_rows * piece.num_positions;
-    if (num_parts > 1) longest = std::max(longest, num_rows * piece.num_positions);
+    if (piece.num_parts() > 1) longest = std::max(longest, num_rows * piece.num_positions);
   }
   if (longest * kPiecesPerThread * config_.num_threads <= total * config_.num_kv_heads) return;
   const int64_t num_bytes = num_floats * static_cast<int64_t>(sizeof(float));
   if (num_bytes > kMostPartBytes) return;
   if (num_bytes > static_cast<int64_t>(part_results_.size()))
     part_results_ = Buffer(static_cast<size_t>(2 * num_bytes));
+  // Neighbouring parts of a head follow each other, since a kernel fetches what it expects next.
   for (size_t i = 0; i < attends_.size(); ++i)
-    for (int64_t part = 0; part * kPartTokens < attends_[i].num_positions; ++part)
-      parts_.push_back({static_cast<int64_t>(i), part});
+    for (int64_t head = 0; head < config_.num_kv_heads; ++head)
+      for (int64_t part = 0; part < attends_[i].num_parts(); ++part)
+        parts_.push_back({static_cast<int64_t>(i), head, part});
 }
 
 // Floats that one key/value head has of a part.
@@ -240,24 +241,21 @@ void Executor::run_attention(const Call& call, Step& step) {
 }
 
 void Executor::run_split_attention(const AttentionArgs& args, Step& step) {
-  const int64_t heads = args.num_kv_heads;
-  const auto share_heads = [&](size_t count, auto run) {
-    step.share(static_cast<int64_t>(count) * heads,
-               [&](int64_t item) { run(static_cast<size_t>(item / heads), item % heads); });
+  const auto results_of = [&](const Piece& piece, int64_t head) {
+    return part_results_.floats() + piece.results + head * piece.num_parts() * floats_of_part(piece);
   };
-  share_heads(parts_.size(), [&](size_t index, int64_t head) {
-    const Part& part = parts_[index];
+  step.share(static_cast<int64_t>(parts_.size()), [&](int64_t item) {
+    const Part& part = parts_[static_cast<size_t>(item)];
     const Piece& piece = attends_[static_cast<size_t>(part.piece)];
-    float* results = part_results_.floats() + piece.results + (part.part * heads + head) * floats_of_part(piece);
-    kernels_.attend_part(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, head, part.part,
-                         results, step.scratch);
+    kernels_.attend_part(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, part.kv_head, part.part,
+                         results_of(piece, part.kv_head) + part.part * floats_of_part(piece), step.scratch);
   });
   step.barrier.wait();
-  share_heads(attends_.size(), [&](size_t index, int64_t head) {
-    const Piece& piece = attends_[index];
-    const int64_t floats = floats_of_part(piece);
+  step.share(static_cast<int64_t>(attends_.size()) * args.num_kv_heads, [&](int64_t item) {
+    const Piece& piece = attends_[static_cast<size_t>(item / args.num_kv_heads)];
+    const int64_t head = item % args.num_kv_heads;
     kernels_.merge_parts(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, head,
-                         part_results_.floats() + piece.results + head * floats, heads * floats, step.scratch);
+                         results_of(piece, head), floats_of_part(piece), step.scratch);
   });
 }
 

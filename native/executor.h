@@ -115,11 +115,13 @@ class Executor {
     int32_t span;
     int32_t begin, end;
     int64_t num_positions = 0;  // that an attention sees at most
-    int64_t results = 0;        // floats before those of its parts, [parts][key/value heads][rows][heads]
+    int64_t results = 0;        // floats before those of its parts, [key/value heads][parts][rows][heads]
+    int64_t num_parts() const { return (num_positions + kPartTokens - 1) / kPartTokens; }
   };
-  // The positions of attends_[piece] that are attended to at once when threads share them; see Kernels::attend_part.
+  // What one thread does of attends_[piece] when threads share positions; see Kernels::attend_part.
   struct Part {
     int64_t piece;
+    int64_t kv_head;
     int64_t part;
   };
   struct Step;

@@ -80,6 +80,13 @@ struct QueryBatch {
     total = part + kBatchQueries * part_floats(args.head_dim);
     expanded = total + kBatchQueries * part_floats(args.head_dim);
   }
+  const uint16_t* keys(int64_t block) const { return head_block(args, span, block, kv_head); }
+  // Those `distance` positions ahead, or the last ones.
+  const uint16_t* keys_ahead(int64_t start, int64_t distance) const {
+    const int64_t last = visible[count - 1].end - 1;
+    return keys((start + distance < last ? start + distance : last) / kBlockTokens);
+  }
+  const uint16_t* values(int64_t block) const { return keys(block) + kBlockTokens * args.head_dim; }
   // Whether all queries are held in registers at once: then keys and values are read where they are stored.
   bool is_small() const { return count <= kScoreQueries; }
 };
@@ -131,14 +138,18 @@ static inline void with_count(int64_t count, F f) {
   f.template operator()<N>();
 }
 
-// Products of N queries [head_dim][kScoreQueries] with the keys [head_dim][32] of a block.
+// Products of N queries [head_dim][kScoreQueries] with the keys [head_dim][32] of a block. What is needed next is
+// fetched line by line: a processor drops requests that come all at once.
 template <int N, class T>
-static inline void score_tile(const float* queries, const T* keys, int64_t head_dim, float* scores) {
+static inline void score_tile(const float* queries, const T* keys, int64_t head_dim, float* scores,
+                              const uint16_t* values, const uint16_t* next_keys) {
   for (int at = 0; at < kBlockTokens; at += 16 * kScoreVectors) {
     V sums[N][kScoreVectors];
     for (int n = 0; n < N; ++n)
       for (int v = 0; v < kScoreVectors; ++v) sums[n][v] = V::set1(0.0f);
     for (int64_t c = 0; c < head_dim; ++c) {
+      __builtin_prefetch(values + c * kBlockTokens);
+      __builtin_prefetch(next_keys + c * kBlockTokens);
       V key[kScoreVectors];
       for (int v = 0; v < kScoreVectors; ++v) key[v] = read(keys + c * kBlockTokens + at + 16 * v);
       for (int n = 0; n < N; ++n) {
@@ -153,13 +164,15 @@ static inline void score_tile(const float* queries, const T* keys, int64_t head_
 
 template <class T>
 static inline void score_block(const QueryBatch& batch, const T* keys, int64_t start, float* scores) {
+  const uint16_t* values = batch.values(start / kBlockTokens);
+  const uint16_t* next_keys = batch.keys_ahead(start, kBlockTokens);
   for (int64_t first = 0; first < batch.count; first += kScoreQueries) {
     const int64_t count = batch.count - first < kScoreQueries ? batch.count - first : kScoreQueries;
     const Visible seen = seen_by(batch, first, first + count, start, kBlockTokens);
     if (seen.begin >= seen.end) continue;
     with_count<kScoreQueries>(count, [&]<int N>() {
       score_tile<N>(batch.queries + first * batch.args.head_dim, keys, batch.args.head_dim,
-                    scores + first * kScoreStride);
+                    scores + first * kScoreStride, values, next_keys);
     });
   }
 }
@@ -213,12 +226,13 @@ static inline void weigh(const AttentionArgs& args, Visible seen, float* scores,
 // Adds positions [begin, end) of values [32][width] times their weights, N queries by W vectors of channels.
 template <int N, int W, class T>
 static inline void value_tile(const float* weights, const T* values, int64_t width, Visible seen, float* outputs,
-                              int64_t stride) {
+                              int64_t stride, const uint16_t* next_keys) {
   V sums[N][W];
   for (int n = 0; n < N; ++n)
     for (int w = 0; w < W; ++w) sums[n][w] = V::load(outputs + n * stride + 16 * w);
   int64_t t = seen.begin;
   do {
+    for (int w = 0; w < W; w += 2) __builtin_prefetch(next_keys + t * width + 16 * w);
     V value[W];
     for (int w = 0; w < W; ++w) value[w] = read(values + t * width + 16 * w);
     for (int n = 0; n < N; ++n) {
@@ -231,12 +245,13 @@ static inline void value_tile(const float* weights, const T* values, int64_t wid
 }
 
 template <int N, class T>
-static inline void value_rows(const float* weights, const T* values, int64_t width, Visible seen, float* outputs) {
+static inline void value_rows(const float* weights, const T* values, int64_t width, Visible seen, float* outputs,
+                              const uint16_t* next_keys) {
   const int64_t stride = width + 16;
   int64_t c = 0;
   for (; c + 16 * kValueVectors <= width; c += 16 * kValueVectors)
-    value_tile<N, kValueVectors>(weights, values + c, width, seen, outputs + c, stride);
-  for (; c < width; c += 16) value_tile<N, 1>(weights, values + c, width, seen, outputs + c, stride);
+    value_tile<N, kValueVectors>(weights, values + c, width, seen, outputs + c, stride, next_keys + c);
+  for (; c < width; c += 16) value_tile<N, 1>(weights, values + c, width, seen, outputs + c, stride, next_keys + c);
 }
 
 // Positions that only some of N queries see are added for each alone, before and after those that all see.
@@ -245,8 +260,9 @@ static inline void value_queries(const QueryBatch& batch, int64_t first, const T
                                  const float* weights) {
   const int64_t width = value_width(batch.args.head_dim), stride = part_floats(batch.args.head_dim);
   float* outputs = batch.part + first * stride;
+  const uint16_t* next_keys = batch.keys_ahead(start, kPartTokens);
   if (batch.visible[first + N - 1].begin <= start && batch.visible[first].end >= start + kBlockTokens)
-    return value_rows<N>(weights, values, width, {0, kBlockTokens}, outputs);
+    return value_rows<N>(weights, values, width, {0, kBlockTokens}, outputs, next_keys);
   Visible seen[N], all{0, kBlockTokens};
   for (int n = 0; n < N; ++n) {
     const Visible own = overlap(batch.visible[first + n], start, kBlockTokens);
@@ -255,10 +271,11 @@ static inline void value_queries(const QueryBatch& batch, int64_t first, const T
   }
   if (all.begin > all.end) all.end = all.begin;
   const auto alone = [&](int n, int64_t begin, int64_t end) {
-    if (begin < end) value_rows<1>(weights + n * kScoreStride, values, width, {begin, end}, outputs + n * stride);
+    if (begin < end)
+      value_rows<1>(weights + n * kScoreStride, values, width, {begin, end}, outputs + n * stride, next_keys);
   };
   for (int n = 0; n < N; ++n) alone(n, seen[n].begin, seen[n].end < all.begin ? seen[n].end : all.begin);
-  if (all.begin < all.end) value_rows<N>(weights, values, width, all, outputs);
+  if (all.begin < all.end) value_rows<N>(weights, values, width, all, outputs, next_keys);
   for (int n = 0; n < N; ++n) alone(n, seen[n].begin > all.end ? seen[n].begin : all.end, seen[n].end);
 }
 
@@ -278,28 +295,14 @@ static inline const float* expand(const uint16_t* stored, int64_t count, float* 
   return expanded;
 }
 
-// The values of this block are needed soon, the keys of the next one sooner.
-static inline void fetch_ahead(const QueryBatch& batch, int64_t at, int64_t end) {
-  const int64_t key_bytes = kBlockTokens * batch.args.head_dim * 2;
-  const auto* block =
-      reinterpret_cast<const uint8_t*>(head_block(batch.args, batch.span, at / kBlockTokens, batch.kv_head));
-  if (at + kBlockTokens < end) {
-    const auto* next =
-        reinterpret_cast<const uint8_t*>(head_block(batch.args, batch.span, at / kBlockTokens + 1, batch.kv_head));
-    for (int64_t i = 0; i < key_bytes; i += 64) __builtin_prefetch(next + i, 0, 3);
-  }
-  for (int64_t i = key_bytes; i < batch.args.cache.head_bytes; i += 64) __builtin_prefetch(block + i, 0, 2);
-}
-
 // Fills batch.part for the part at `start`; queries that see nothing of it keep a sum of 0.
 static inline void attend_to_part(const QueryBatch& batch, int64_t start) {
   const int64_t head_dim = batch.args.head_dim, width = value_width(head_dim), stride = part_floats(head_dim);
   const Visible seen = seen_by(batch, 0, batch.count, start, kPartTokens);
   const int64_t first_block = seen.begin / kBlockTokens * kBlockTokens;
   for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
-    const uint16_t* keys = head_block(batch.args, batch.span, at / kBlockTokens, batch.kv_head);
+    const uint16_t* keys = batch.keys(at / kBlockTokens);
     float* scores = batch.scores + (at - start);
-    fetch_ahead(batch, at, seen.end);
     if (batch.is_small())
       score_block(batch, keys, at, scores);
     else
@@ -313,8 +316,7 @@ static inline void attend_to_part(const QueryBatch& batch, int64_t start) {
       weigh(batch.args, {own.begin - start, own.end - start}, batch.scores + q * kScoreStride, state[0], state[1]);
   }
   for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
-    const uint16_t* values =
-        head_block(batch.args, batch.span, at / kBlockTokens, batch.kv_head) + kBlockTokens * head_dim;
+    const uint16_t* values = batch.values(at / kBlockTokens);
     const float* weights = batch.scores + (at - start);
     if (batch.is_small())
       value_block(batch, values, at, weights);

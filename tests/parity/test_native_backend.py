@@ -31,7 +31,7 @@ def test_logits_are_those_of_the_reference(isa: str, family: str) -> None:
     model, tokens = stored_model(family), tokens_of(70)
     expected = run_alone(model.reference(), tokens, 70, BLOCKS)
     actual = run_alone(model.native(isa), tokens, 70, BLOCKS)
-    bound = 0.02 if isa == "amx" else 3e-4
+    bound = 0.02 if isa == "amx" else 3e-3  # keys and values are rounded to 8 or 11 bits
     is_off = np.abs(actual - expected).max(-1) > bound * np.ptp(expected)
     # roundings of bfloat16 may lead a row to another expert where two are about as probable
     allowed = 0.1 if isa == "amx" and model.has_experts else 0.0
