@@ -11,9 +11,6 @@ namespace {
 constexpr int64_t kPrivateRows = 1;  // up to this many rows every thread packs activations for itself, saving a barrier
 constexpr int64_t kRotaryPositions = 512;  // added to a table at once: a fraction of a millisecond
 
-// Pieces of work that the threads share in a call, at most.
-int64_t pieces_of(const Call& call) { return call.kind == Call::Kind::kExperts ? 6 : 2; }
-
 int64_t index_of(Call::Index index, const Batch& batch, int64_t row) {
   if (index == Call::Index::kFirst) return 0;
   return index == Call::Index::kToken ? batch.token_ids[row] : batch.positions[row];
@@ -50,9 +47,7 @@ void Executor::add_call(Call call) {
 
 void Executor::finish(const Operand& output) {
   output_ = output;
-  int64_t num_pieces = 0;
-  for (const Call& call : calls_) num_pieces += pieces_of(call);
-  queues_ = std::vector<std::atomic<uint64_t>>(static_cast<size_t>(num_pieces * config_.num_threads));
+  queues_ = std::vector<WorkQueue>(static_cast<size_t>(2 * config_.num_threads));
   routes_.allocate();
   call_ns.assign(calls_.size(), 0);
   packed_ = Buffer(static_cast<size_t>(kernels_.activation_bytes(config_.max_rows, max_inputs_)));
@@ -103,7 +98,7 @@ void Executor::prepare(const Batch& batch) {
     row = end;
   }
   extend_rotary(last_position + 1);
-  for (auto& queue : queues_) queue.store(0, std::memory_order_relaxed);
+  for (WorkQueue& queue : queues_) queue.taken.store(0, std::memory_order_relaxed);
 }
 
 int64_t Executor::rows_of(const Operand& operand, const Batch& batch) const {
@@ -118,11 +113,7 @@ Matrix Executor::locate(const Operand& operand, const Batch& batch) const {
 
 void Executor::run_linear(const Call& call, Step& step) {
   const int64_t num_rows = rows_of(call.inputs[0], step.batch);
-  if (num_rows == 0) {
-    step.take_queues();
-    step.take_queues();
-    return;
-  }
+  if (num_rows == 0) return;
   const bool is_private = num_rows <= kPrivateRows;
   const PackArgs pack{locate(call.inputs[0], step.batch),
                       num_rows,
@@ -131,7 +122,6 @@ void Executor::run_linear(const Call& call, Step& step) {
                       call.norm.eps,
                       is_private ? step.private_packed : packed_.data()};
   if (is_private) {
-    step.take_queues();
     kernels_.pack_rows(pack, 0, 1);
   } else {
     step.share((num_rows + kGroupRows - 1) / kGroupRows,
@@ -216,7 +206,6 @@ void Executor::run_element_wise(const Call& call, Step& step) {
         std::memcpy(out.row(row), in.row(batch.logits_rows[row]), static_cast<size_t>(call.width) * sizeof(float));
     }
   });
-  step.take_queues();
 }
 
 void Executor::run_call(const Call& call, Step& step) {
@@ -237,8 +226,14 @@ const float* Executor::forward(const Batch& batch) {
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   ThreadPool::instance().run(config_.num_threads, [&](int thread, Barrier& barrier) {
     uint8_t* scratch = scratch_.data() + thread * scratch_stride_;
-    Step step{batch,         thread, config_.num_threads, barrier, scratch, scratch + scratch_stride_ - private_stride_,
-              queues_.data()};
+    Step step{batch,
+              thread,
+              config_.num_threads,
+              barrier,
+              scratch,
+              scratch + scratch_stride_ - private_stride_,
+              queues_.data(),
+              queues_.data() + config_.num_threads};
     for (size_t i = 0; i < calls_.size(); ++i) {
       const int64_t start = is_profiling && thread == 0 ? now() : 0;
       run_call(calls_[i], step);
