@@ -13,12 +13,6 @@ constexpr int64_t kPiecesPerThread = 4;  // of an attention, so that threads fin
 constexpr int64_t kMostPartBytes = int64_t{64} << 20;
 constexpr int64_t kRotaryPositions = 512;  // added to a table at once: a fraction of a millisecond
 
-// Pieces of work that the threads share in a call, at most.
-int64_t pieces_of(const Call& call) {
-  if (call.kind == Call::Kind::kExperts) return 6;
-  return call.kind == Call::Kind::kAttention ? 3 : 2;
-}
-
 int64_t index_of(Call::Index index, const Batch& batch, int64_t row) {
   if (index == Call::Index::kFirst) return 0;
   return index == Call::Index::kToken ? batch.token_ids[row] : batch.positions[row];
@@ -55,9 +49,7 @@ void Executor::add_call(Call call) {
 
 void Executor::finish(const Operand& output) {
   output_ = output;
-  int64_t num_pieces = 0;
-  for (const Call& call : calls_) num_pieces += pieces_of(call);
-  queues_ = std::vector<std::atomic<uint64_t>>(static_cast<size_t>(num_pieces * config_.num_threads));
+  queues_ = std::vector<WorkQueue>(static_cast<size_t>(2 * config_.num_threads));
   routes_.allocate();
   call_ns.assign(calls_.size(), 0);
   const auto packed_bytes = [&](int64_t num_rows) {
@@ -93,7 +85,7 @@ void Executor::prepare(const Batch& batch) {
   int64_t num_positions = 0;
   for (const Piece& piece : attends_) num_positions = std::max(num_positions, piece.num_positions);
   extend_rotary(num_positions);
-  for (auto& queue : queues_) queue.store(0, std::memory_order_relaxed);
+  for (WorkQueue& queue : queues_) queue.taken.store(0, std::memory_order_relaxed);
 }
 
 void Executor::prepare_attention(const Batch& batch) {
@@ -166,11 +158,7 @@ Matrix Executor::locate(const Operand& operand, const Batch& batch) const {
 
 void Executor::run_linear(const Call& call, Step& step) {
   const int64_t num_rows = rows_of(call.inputs[0], step.batch);
-  if (num_rows == 0) {
-    step.take_queues();
-    step.take_queues();
-    return;
-  }
+  if (num_rows == 0) return;
   const bool is_private = num_rows <= kPrivateRows;
   const PackArgs pack{locate(call.inputs[0], step.batch),
                       num_rows,
@@ -181,7 +169,6 @@ void Executor::run_linear(const Call& call, Step& step) {
   const LinearKernels& kernels = kernels_.linear_of(call.weights[0].format);
   const auto pack_group = [&](int64_t group) { kernels.pack_rows(pack, group, group + 1, step.scratch); };
   if (is_private) {
-    step.take_queues();
     pack_group(0);
   } else {
     step.share((num_rows + kGroupRows - 1) / kGroupRows, pack_group);
@@ -287,7 +274,6 @@ void Executor::run_element_wise(const Call& call, Step& step) {
         std::memcpy(out.row(row), in.row(batch.logits_rows[row]), static_cast<size_t>(call.width) * sizeof(float));
     }
   });
-  step.take_queues();
 }
 
 void Executor::run_call(const Call& call, Step& step) {
@@ -308,8 +294,14 @@ const float* Executor::forward(const Batch& batch) {
   const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
   ThreadPool::instance().run(config_.num_threads, [&](int thread, Barrier& barrier) {
     uint8_t* scratch = scratch_.data() + thread * scratch_stride_;
-    Step step{batch,         thread, config_.num_threads, barrier, scratch, scratch + scratch_stride_ - private_stride_,
-              queues_.data()};
+    Step step{batch,
+              thread,
+              config_.num_threads,
+              barrier,
+              scratch,
+              scratch + scratch_stride_ - private_stride_,
+              queues_.data(),
+              queues_.data() + config_.num_threads};
     for (size_t i = 0; i < calls_.size(); ++i) {
       const int64_t start = is_profiling && thread == 0 ? now() : 0;
       run_call(calls_[i], step);

@@ -82,6 +82,11 @@ struct Batch {
   int64_t num_selected;
 };
 
+// What was taken of one thread's share of a piece of work; a line of its own, since its thread writes it all the time.
+struct alignas(64) WorkQueue {
+  std::atomic<uint64_t> taken{0};
+};
+
 class Executor {
  public:
   Executor(const Kernels& kernels, const ExecutorConfig& config);
@@ -160,7 +165,7 @@ class Executor {
   std::vector<Part> parts_;  // empty: every piece is attended to in one call
   Buffer part_results_;
   ExpertRoutes routes_;
-  std::vector<std::atomic<uint64_t>> queues_;  // one a thread for every piece of work of every call
+  std::vector<WorkQueue> queues_;  // [2][threads]: of the piece of work in hand and of the next
 };
 
 }  // namespace subsecond

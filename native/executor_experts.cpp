@@ -42,10 +42,7 @@ void Executor::multiply_experts(const Call& call, Step& step, bool is_down) {
                       {},
                       is_down ? routes_.rows(shape, group.start) : routes_.hidden(shape, group.start)};
   };
-  if (routes_.groups().empty()) {
-    step.take_queues();
-    return;
-  }
+  if (routes_.groups().empty()) return;
   // Experts have weights of one shape, so that all have as many units.
   const int64_t num_units = linear_units(arguments(routes_.groups()[0]));
   step.share(static_cast<int64_t>(routes_.groups().size()) * num_units, [&](int64_t item) {

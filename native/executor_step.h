@@ -1,6 +1,8 @@
 // What one thread sees of a step, and how the threads share its work; included by the executor's files alone.
 #pragma once
 
+#include <utility>
+
 #include "executor.h"
 
 namespace subsecond {
@@ -12,25 +14,21 @@ struct Executor::Step {
   Barrier& barrier;
   uint8_t* scratch;
   uint8_t* private_packed;
-  std::atomic<uint64_t>* next_queue;  // of the queues not yet used, num_threads a piece of work
+  WorkQueue* queues;  // of this piece of work, one a thread, and
+  WorkQueue* spare;   // of the next
 
   // Run [0, total) as single items. Each thread walks a contiguous share of its own, since neighbouring items lie side
   // by side in memory and are fetched ahead; one that is done takes from the ends of the others. Which thread runs an
-  // item never changes its result.
+  // item never changes its result. A barrier must follow before the threads share anything else.
   template <class F>
   void share(int64_t total, F&& run) {
-    std::atomic<uint64_t>* queues = take_queues();
+    spare[thread].taken.store(0, std::memory_order_relaxed);  // all have left it: there was a barrier after its use
     for (int i = 0; i < num_threads; ++i) {
       const int owner = (thread + i) % num_threads;
       const int64_t begin = total * owner / num_threads, end = total * (owner + 1) / num_threads;
-      for (int64_t item; (item = take(queues[owner], begin, end, i == 0)) >= 0;) run(item);
+      for (int64_t item; (item = take(queues[owner].taken, begin, end, i == 0)) >= 0;) run(item);
     }
-  }
-
-  std::atomic<uint64_t>* take_queues() {
-    std::atomic<uint64_t>* queues = next_queue;
-    next_queue += num_threads;
-    return queues;
+    std::swap(queues, spare);
   }
 
   // A queue counts what was taken from the front (low half) and from the back (high half) of [begin, end).

@@ -1,7 +1,5 @@
 #include "thread_pool.h"
 
-#include <pthread.h>
-
 #include <chrono>
 
 namespace subsecond {
@@ -15,29 +13,36 @@ ThreadPool* pool = nullptr;
 }  // namespace
 
 void Barrier::wait() {
-  const uint32_t generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
-    return;
+  ++count_;
+  ArrivalFlag* flags = flags_;
+  for (int distance = 1; distance < num_threads_; distance *= 2, flags += num_threads_) {
+    flags[(thread_ + distance) % num_threads_].count.store(count_, std::memory_order_release);
+    const std::atomic<uint32_t>& arrived = flags[thread_].count;
+    // the other may be one barrier ahead already
+    for (int spins = 0; static_cast<int32_t>(arrived.load(std::memory_order_acquire) - count_) < 0; ++spins) {
+      pause_processor();
+      if (spins > kSpinsBeforeYield) std::this_thread::yield();
+    }
   }
-  for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
-    pause_processor();
-    if (spins > kSpinsBeforeYield) std::this_thread::yield();
-  }
+}
+
+int Barrier::num_flags(int num_threads) {
+  int num_rounds = 0;
+  while (1 << num_rounds < num_threads) ++num_rounds;
+  return num_rounds * num_threads;
 }
 
 struct ThreadPool::Worker {
   struct Job {
     const Work* work = nullptr;
-    Barrier* barrier = nullptr;
+    ArrivalFlag* flags = nullptr;
+    int num_threads = 0;
     int thread = 0;
   };
 
   alignas(64) std::atomic<uint32_t> posted{0};
   alignas(64) std::atomic<uint32_t> finished{0};
   Job job;
-  std::thread thread;
 
   void loop() {
     for (uint32_t seen = 0;; ++seen) {
@@ -45,7 +50,8 @@ struct ThreadPool::Worker {
       while (posted.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < deadline)
         for (int i = 0; i < 32 && posted.load(std::memory_order_acquire) == seen; ++i) pause_processor();
       posted.wait(seen, std::memory_order_acquire);
-      (*job.work)(job.thread, *job.barrier);
+      Barrier barrier(job.flags, job.num_threads, job.thread);
+      (*job.work)(job.thread, barrier);
       finished.store(seen + 1, std::memory_order_release);
     }
   }
@@ -77,8 +83,9 @@ ThreadPool& ThreadPool::instance() {
 void ThreadPool::start_workers(int count) {
   while (static_cast<int>(workers_.size()) < count) {
     auto worker = std::make_unique<Worker>();
-    worker->thread = std::thread([pointer = worker.get()] { pointer->loop(); });
-    worker->thread.detach();
+    std::thread thread([pointer = worker.get()] { pointer->loop(); });
+    handles_.push_back(thread.native_handle());
+    thread.detach();
     workers_.push_back(std::move(worker));
   }
 }
@@ -86,8 +93,12 @@ void ThreadPool::start_workers(int count) {
 void ThreadPool::run(int num_threads, const Work& work) {
   std::lock_guard lock(mutex_);
   start_workers(num_threads - 1);
-  Barrier barrier(num_threads);
-  for (int i = 1; i < num_threads; ++i) workers_[i - 1]->post({&work, &barrier, i});
+  processors_.place(num_threads, handles_);
+  const auto num_flags = static_cast<size_t>(Barrier::num_flags(num_threads));
+  if (flags_.size() < num_flags) flags_ = std::vector<ArrivalFlag>(num_flags);
+  for (ArrivalFlag& flag : flags_) flag.count.store(0, std::memory_order_relaxed);
+  for (int i = 1; i < num_threads; ++i) workers_[i - 1]->post({&work, flags_.data(), num_threads, i});
+  Barrier barrier(flags_.data(), num_threads, 0);
   work(0, barrier);
   for (int i = 1; i < num_threads; ++i) workers_[i - 1]->wait_finished();
 }

@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "processors.h"
+
 namespace subsecond {
 
 inline void pause_processor() {
@@ -19,16 +21,27 @@ inline void pause_processor() {
 #endif
 }
 
-// Threads of one parallel run wait here for each other; they spin, since the next operator is microseconds away.
+// What one thread tells another at a barrier: how often it has arrived. A line of its own for each pair.
+struct alignas(64) ArrivalFlag {
+  std::atomic<uint32_t> count{0};
+};
+
+// One thread's place at the barrier of a parallel run. Threads spin here, since the next operator is microseconds away.
+// In round k a thread tells the one 2^k further on and waits for the one 2^k before it (dissemination; Hensgen, Finkel
+// and Manber 1988), so that no two threads write to one line: two threads meet in the time of one transfer.
 class Barrier {
  public:
-  explicit Barrier(int num_threads) : num_threads_(num_threads) {}
+  // `flags`: [rounds][threads], zero at the start of the run.
+  Barrier(ArrivalFlag* flags, int num_threads, int thread)
+      : flags_(flags), num_threads_(num_threads), thread_(thread) {}
   void wait();
 
+  static int num_flags(int num_threads);
+
  private:
-  const int num_threads_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
+  ArrivalFlag* const flags_;
+  const int num_threads_, thread_;
+  uint32_t count_ = 0;
 };
 
 class ThreadPool {
@@ -48,6 +61,9 @@ class ThreadPool {
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Worker>> workers_;
+  std::vector<pthread_t> handles_;  // of the workers
+  Processors processors_;
+  std::vector<ArrivalFlag> flags_;
 };
 
 }  // namespace subsecond
