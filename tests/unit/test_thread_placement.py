@@ -14,7 +14,7 @@ PLACES = """
 import json, os, sys
 from subsecond import _native
 for num_threads in map(int, sys.argv[1:]):
-    _native.measure_bandwidth(num_threads, 1 << 20, 1)
+    _native.measure_pool(num_threads)
 print(json.dumps([[int(thread) == os.getpid(), sorted(os.sched_getaffinity(int(thread)))]
                   for thread in os.listdir("/proc/self/task")]))
 """
