@@ -31,7 +31,7 @@ def read_int(source: Mapping[str, object], name: str, where: str, low: int, high
     """`source[name]` as an integer in [low, high]; FormatError otherwise."""
     value = read_field(source, name, int, where)
     if not low <= value <= high:
-        raise FormatError(f"{where}: field {name!r} is {value}; allowed are {low} to {high}")
+        raise FormatError(f"{where}: field {name!r} is {shorten(value)}; allowed are {low} to {high}")
     return value
 
 
