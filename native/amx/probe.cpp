@@ -9,13 +9,12 @@ namespace subsecond::amx {
 namespace {
 
 constexpr int kTileBytes = 1024;
-constexpr int kDepth = 4;                           // tiles along the inputs
-constexpr int64_t kRoundProducts = kDepth * 2 * 2;  // two row tiles by two column tiles
+constexpr int64_t kRoundProducts = 4;  // of two row tiles and two column tiles
 
 // `multiply` adds the products of tiles 4, 5 (rows) and 6, 7 (columns) to tiles 0 to 3.
 template <class Multiply>
 inline void run_products(int64_t num_rounds, Multiply multiply) {
-  alignas(64) static uint8_t operands[4 * kDepth * kTileBytes] = {};
+  alignas(64) static uint8_t operands[4 * kTileBytes] = {};
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, 64);
   load_tile_config(config);
@@ -24,15 +23,12 @@ inline void run_products(int64_t num_rounds, Multiply multiply) {
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t round = 0; round < num_rounds; ++round) {
-    for (int t = 0; t < kDepth; ++t) {
-      const uint8_t* p = operands + 4 * t * kTileBytes;
-      before_tile_loads();
-      _tile_loadd(4, p, 64);
-      _tile_loadd(6, p + kTileBytes, 64);
-      _tile_loadd(5, p + 2 * kTileBytes, 64);
-      _tile_loadd(7, p + 3 * kTileBytes, 64);
-      multiply();
-    }
+    before_tile_loads();
+    _tile_loadd(4, operands, 64);
+    _tile_loadd(6, operands + kTileBytes, 64);
+    _tile_loadd(5, operands + 2 * kTileBytes, 64);
+    _tile_loadd(7, operands + 3 * kTileBytes, 64);
+    multiply();
   }
   _tile_release();
 }

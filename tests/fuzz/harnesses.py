@@ -17,10 +17,13 @@ import numpy as np
 
 from subsecond.backends import native
 from subsecond.backends.batch import ForwardBatch
+from subsecond.backends.cost import predict
+from subsecond.backends.probe_store import parse_probe
 from subsecond.core.errors import FormatError
 from subsecond.formats.artifact import Artifact
 from subsecond.formats.gguf import GgufFile
 from subsecond.formats.gguf_types import dequantize
+from subsecond.formats.json_file import read_json_object
 from subsecond.formats.safetensors import Safetensors
 from subsecond.graph.plan import compile_plan
 from subsecond.models.chat_template import ChatTemplate
@@ -33,10 +36,12 @@ from tests.fuzz import (
     gguf_inputs,
     hugging_face_inputs,
     native_calls,
+    probe_inputs,
     store_inputs,
     template_inputs,
     tokenizer_inputs,
 )
+from tests.unit.backends.made_up_probe import whole_plan
 
 MESSAGES = (
     {"role": "system", "content": "Be brief."},
@@ -174,6 +179,14 @@ def _list_stores(folder: Path) -> None:
         raise FormatError("a model is not listed")
 
 
+def _open_probe(folder: Path) -> None:
+    path = folder / "probe.json"
+    probe = parse_probe(read_json_object(path), str(path))
+    plan, sizes = whole_plan()
+    found = predict(plan, sizes, probe, num_prompt=20, context=30, max_rows=8)
+    assert 0 <= found.tpot_s < np.inf and 0 <= found.ttft_s < np.inf
+
+
 def _run_artifact(folder: Path) -> None:
     _run(open_checkpoint(folder))
 
@@ -191,6 +204,7 @@ HARNESSES: Mapping[str, Harness] = {
     "stores": Harness(store_inputs.mutated_stores, _list_stores, store_inputs.FILES, share=2),
     "artifact": Harness(artifact_inputs.mutated_artifact, _open_artifact, artifact_inputs.FILES, share=2),
     "artifact_run": Harness(artifact_inputs.mutated_artifact, _run_artifact, artifact_inputs.FILES),
+    "probe": Harness(probe_inputs.mutated_probe, _open_probe, ("probe.json",)),
     "tokenizer_file": Harness(artifact_inputs.mutated_tokenizer, _open_tokenizer_file, ("tokenizer.json",), share=2),
     "tokenizer_metadata": Harness(
         tokenizer_inputs.mutated_metadata, _open_tokenizer_metadata, ("metadata.json",), share=2

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fuzz import artifact_inputs, campaign, file_bundle, gguf_inputs, hugging_face_inputs, store_inputs
+from tests.fuzz import (
+    artifact_inputs,
+    campaign,
+    file_bundle,
+    gguf_inputs,
+    hugging_face_inputs,
+    probe_inputs,
+    store_inputs,
+)
 from tests.fuzz.faulty_readers import FAULTY_BYTE
 from tests.fuzz.harnesses import HARNESSES
 from tests.fuzz.oracle import Oracle
@@ -51,6 +59,7 @@ def test_files_without_a_fault_are_read(tmp_path: Path) -> None:
         "tokenizer_file": artifact_inputs.valid_tokenizer(2),
         "hf_folder": hugging_face_inputs.valid_folder("sharded"),
         "stores": store_inputs.valid_stores(),
+        "probe": probe_inputs.valid_probe(),
     }
     outcomes = {reader: oracle.judge(HARNESSES[reader], data).outcome for reader, data in valid.items()}
     for kind in hugging_face_inputs.KINDS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 import types
@@ -23,6 +22,7 @@ from subsecond.formats.json_file import read_json_object
 from subsecond.models.store import home
 
 VERSION = 1
+LEAST_DIVISOR = 1e-6  # of what times are divided by: far below any figure, and no time becomes infinite
 HOW_TO_RENEW = "`subsecond doctor --measure` writes it anew"
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ def _read(hint: type[T], given: object, where: str) -> T:
         )
     else:
         value = read_field({"value": given}, "value", hint, where)  # type: ignore[type-var]
-        if not isinstance(value, str) and not (math.isfinite(value) and 0 <= value < 2**62):
+        if not isinstance(value, str) and not 0 <= value < 2**62:
             raise FormatError(f"{where}: is {shorten(value)}; it must be a number from 0")
     return typing.cast("T", value)
 
@@ -145,13 +145,17 @@ def _check(probe: Probe, where: str) -> None:
         raise FormatError(f"{where}: linears and the speeds of attention must have entries")
     if set(probe.values) != set(VALUE_OPERATORS):
         raise FormatError(f"{where}: values are of {shorten(sorted(probe.values))}; they must be of {VALUE_OPERATORS}")
-    positive = {
+    stream_shares = [probe.attention.stream_share, *(speed.stream_share for speed in probe.linears.values())]
+    divisors = {
         "bytes_s": min(rate.bytes_s for rate in probe.read_rates),
         "weight_bytes": min(speed.weight_bytes for speed in probe.linears.values()),
-        "stream_share": min([probe.attention.stream_share, *(s.stream_share for s in probe.linears.values())]),
+        "stream_share": min(stream_shares),
         "head_dim": min(speed.head_dim for speed in probe.attention.speeds),
         "group": min(speed.group for speed in probe.attention.speeds),
     }
-    for name, value in positive.items():
-        if value <= 0:
-            raise FormatError(f"{where}: {name} is {value:g}; it must be above 0")
+    for name, value in divisors.items():
+        if value < LEAST_DIVISOR:
+            raise FormatError(f"{where}: {name} is {value:g}; it must be at least {LEAST_DIVISOR:g}")
+    for name, value in {"stream_share": max(stream_shares), "head_share": probe.attention.head_share}.items():
+        if value > 1:
+            raise FormatError(f"{where}: {name} is {value:g}; it must be at most 1")

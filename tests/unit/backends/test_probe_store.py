@@ -86,7 +86,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *inner] if path else inner
 
 
-@pytest.mark.parametrize("value", [None, -1, float("nan"), float("inf"), 10**30, True])
+@pytest.mark.parametrize("value", [None, -1, float("nan"), float("inf"), 10**30, 10**400, True])
 def test_a_value_of_another_kind_is_refused(value: object) -> None:
     content = probe_json(PROBE)
     for path in places(content):
@@ -111,7 +111,9 @@ def test_a_value_of_another_kind_is_refused(value: object) -> None:
         (("activation_s", "rows"), [1], "as many seconds"),
         (("activation_s",), {"rows": [], "seconds": []}, "must ascend"),
         (("attention", "speeds"), [], "must have entries"),
-        (("attention", "stream_share"), 0, "stream_share"),
+        (("attention", "stream_share"), 0, "stream_share is 0"),
+        (("attention", "stream_share"), 1.5, "stream_share is 1.5; it must be at most 1"),
+        (("attention", "head_share"), 1.5, "head_share is 1.5; it must be at most 1"),
         (("attention", "speeds", 0, "head_dim"), 0, "head_dim is 0"),
         (("attention", "speeds", 0, "group"), 0, "group is 0"),
         (("values",), {"Embed": 1.0}, "they must be of"),
