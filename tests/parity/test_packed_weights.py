@@ -29,6 +29,7 @@ class RandomSource:
     def __init__(self) -> None:
         rng = np.random.default_rng(1)
         self._stored: dict[str, NDArray[np.uint8]] = {}
+        self.num_releases = 0
         self.values: dict[str, NDArray[np.float32]] = {}
         for name, shape in SHAPES.items():
             plain = rng.standard_normal(shape, dtype=np.float32)
@@ -46,6 +47,9 @@ class RandomSource:
 
     def dequantize(self, name: str) -> NDArray[np.float32]:
         return self.values[name]
+
+    def release(self) -> None:
+        self.num_releases += 1
 
 
 def check(weights: PackedWeights, source: RandomSource) -> None:
@@ -79,6 +83,14 @@ def test_packed_from_the_file_and_read_from_the_artifact(tmp_path: Path) -> None
     assert steps[-1][0] == steps[-1][1]
     check(weights, source)
     check(read_packed_weights(write(tmp_path, weights)), source)
+
+
+def test_packed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, source = pack_weights(RandomSource(), SHAPES, 1), RandomSource()
+    monkeypatch.setattr("subsecond.backends.native.weights.PIECE_BYTES", 1)  # a panel a piece
+    for name, matrix in pack_weights(source, SHAPES, 2).matrices.items():
+        np.testing.assert_array_equal(matrix.data, whole.matrices[name].data)
+    assert source.num_releases == 3 * 2 + 1 + 2
 
 
 def test_another_number_of_experts_than_the_bytes_say_is_refused(tmp_path: Path) -> None:

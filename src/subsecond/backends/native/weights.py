@@ -20,8 +20,10 @@ VECTOR_FORMAT = "vector"
 _TILE_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 _SUPER_BLOCK_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 PACKED_FORMATS = ("F32", "F16", "BF16", *_TILE_FORMATS, *_SUPER_BLOCK_FORMATS)
+PIECE_BYTES = 16 * 2**20  # of a source file that are in memory beside what was packed of them, at most, a thread
 COPY_LIMIT_BYTES = 256 * 2**20  # below this, huge pages beat a mapping: they raise cache-resident bandwidth
 _ALIGNMENT = 64
+_PANEL_OUTPUTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,12 @@ class PackedMatrix:
         """The packed bytes of matrix `index`."""
         size = self.data.size // self.count
         return self.data[index * size : (index + 1) * size]
+
+    def rows(self, index: int, start: int, end: int) -> NDArray[np.uint8]:
+        """The packed bytes of outputs [start, end) of matrix `index`; `start` is a multiple of a panel's outputs."""
+        part = self.part(index)
+        panel_bytes = part.size // -(-self.num_outputs // _PANEL_OUTPUTS)
+        return part[start // _PANEL_OUTPUTS * panel_bytes : -(-end // _PANEL_OUTPUTS) * panel_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +85,13 @@ def pack_weights(
         matrices[name] = PackedMatrix(formats[name], num_outputs, num_inputs, data, *count)
         offset += _aligned(size)
 
-    def pack(part: tuple[str, int]) -> int:
-        name, index = part
-        matrix, stored = matrices[name], source.raw(name)
-        stored_bytes = stored.size // matrix.count
-        stored = stored[index * stored_bytes : (index + 1) * stored_bytes]
-        _native.pack_into(matrix.format, matrix.num_outputs, matrix.num_inputs, stored, matrix.part(index))
-        is_last = index == matrix.count - 1
-        return matrix.part(index).size + (_aligned(matrix.data.size) - matrix.data.size if is_last else 0)
+    def pack(name: str) -> int:
+        _pack(source, name, matrices[name])
+        return _aligned(sizes[name])
 
     done = 0
-    parts = [(name, index) for name, matrix in matrices.items() for index in range(matrix.count)]
     with ThreadPoolExecutor(num_threads) as pool:
-        for size in pool.map(pack, sorted(parts, key=lambda part: -sizes[part[0]])):
+        for size in pool.map(pack, sorted(sizes, key=lambda name: -sizes[name])):
             done += size
             if progress:
                 progress(done, total)
@@ -119,6 +121,20 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
             raise FormatError(f"{artifact.path}: weight {name!r} has {tensor.num_bytes} bytes, which its shape forbids")
         matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data, tensor.count)
     return PackedWeights(matrices, vectors)
+
+
+def _pack(source: WeightSource, name: str, matrix: PackedMatrix) -> None:
+    """Pack one weight piece by piece, so that the file behind it never takes as much memory as the weight."""
+    stored = source.raw(name)
+    row_bytes = stored.size // (matrix.count * matrix.num_outputs)
+    step = max(PIECE_BYTES // row_bytes // _PANEL_OUTPUTS, 1) * _PANEL_OUTPUTS
+    for index in range(matrix.count):
+        rows = stored[index * matrix.num_outputs * row_bytes :]
+        for start in range(0, matrix.num_outputs, step):
+            end = min(start + step, matrix.num_outputs)
+            piece, packed = rows[start * row_bytes : end * row_bytes], matrix.rows(index, start, end)
+            _native.pack_into(matrix.format, end - start, matrix.num_inputs, piece, packed)
+            source.release()
 
 
 def _packed_size(stored: str, shape: tuple[int, ...]) -> int:
