@@ -22,9 +22,9 @@ _SUPER_BLOCK_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 PACKED_FORMATS = ("F32", "F16", "BF16", *_TILE_FORMATS, *_SUPER_BLOCK_FORMATS)
 PIECE_BYTES = 16 * 2**20  # of a source file that are in memory beside what was packed of them, at most, a thread
 COPY_LIMIT_BYTES = 256 * 2**20
-"""Up to this size an artifact is copied into huge pages, above it is mapped. What fits the caches of a large processor is
-read up to 1.5 times as fast from huge pages (a Sapphire Rapids), and 97 MB are copied in 15 ms. From memory the two are
-equally fast (765 MB: 25.2 ms a token mapped, 25.4 ms copied, on a Zen 5), and there a copy would cost 0.1 to 1.5 s."""
+"""Up to this size an artifact is copied into huge pages, above it is mapped. What fits the caches of a large processor
+is read up to 1.5 times as fast from huge pages (a Sapphire Rapids), and 97 MB are copied in 15 ms. From memory the two
+are equally fast (765 MB: 25.2 ms a token mapped, 25.4 ms copied, on a Zen 5), and there a copy costs 0.1 to 1.5 s."""
 _ALIGNMENT = 64
 _PANEL_OUTPUTS = 16
 
