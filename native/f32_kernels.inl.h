@@ -2,9 +2,9 @@
 // instruction set: operators in float32, linears of quantized weights in i16 arithmetic.
 //
 // The including file defines, in its own namespace, `V` and `I` with the operations used here, dot_add, dot_bytes_add,
-// dot_nibbles_add, the code readers, kRowBlock (rows by sixteen outputs in registers; divides kGroupRows), for
-// unquantized weights kFloatRows and kColumnBlock, for channel formats kByteRows, kBytePanels and kByteOffset (what
-// dot_bytes_add leaves in a byte of a weight).
+// dot_nibbles_add, the code readers, kRowBlock rows by kPanelBlock panels (in registers; rows divide kGroupRows, panels
+// divide 4), for unquantized weights kFloatRows and kColumnBlock, for channel formats kByteRows, kBytePanels and
+// kByteOffset (what dot_bytes_add leaves in a byte of a weight).
 
 #include "elementwise.inl.h"
 #include "tile_scales.inl.h"
@@ -203,7 +203,7 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
 #include "int8_linear.inl.h"
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
-  const int64_t panels = 4 * unpacked_bytes(padded_width(max_inputs));
+  const int64_t panels = kSumsBytes + 4 * (unpacked_bytes(padded_width(max_inputs)) + UnpackedTiles::kNumBytes);
   const int64_t attention = attend_scratch_bytes(head_dim);
   return panels > attention ? panels : attention;
 }

@@ -225,24 +225,31 @@ static void dot_single(const uint8_t* const* panels, const Activations& x, float
 
 // --- many rows ------------------------------------------------------------------------------------------------------
 
-// A panel unpacked for many rows: [tile][pair] of I, then [tile][half][d, m] of V.
-struct UnpackedPanel {
-  uint8_t* memory;
-  int64_t num_tiles;
+// Tiles that are unpacked at once: four panels of them and some rows stay in the first-level cache. Formats with
+// super-blocks have as many in one.
+constexpr int64_t kUnpackedTiles = 8;
 
-  uint8_t* words(int64_t t) const { return memory + t * 1024; }
-  float* scales(int64_t t) const { return reinterpret_cast<float*>(memory + num_tiles * 1024 + t * 256); }
+// Some tiles of a panel unpacked for many rows: [tile][pair] of I, then [tile][half][d, m] of V.
+struct UnpackedTiles {
+  static constexpr int64_t kWordsBytes = 1024;
+  static constexpr int64_t kScalesBytes = 256;
+  static constexpr int64_t kNumBytes = kUnpackedTiles * (kWordsBytes + kScalesBytes);
+
+  uint8_t* memory;
+
+  uint8_t* words(int64_t t) const { return memory + t * kWordsBytes; }
+  float* scales(int64_t t) const {
+    return reinterpret_cast<float*>(memory + kUnpackedTiles * kWordsBytes + t * kScalesBytes);
+  }
 };
 
-// Of a panel of either kind: codes and scales, or float32.
-static int64_t unpacked_bytes(int64_t width) { return 16 * width * static_cast<int64_t>(sizeof(float)); }
-
+// Tiles [begin, begin + count) of a panel; `begin` is a multiple of kUnpackedTiles.
 template <Format F>
-static void unpack_panel(const PackedWeight& weight, int64_t panel, uint8_t* memory) {
+static void unpack_tiles(const uint8_t* panel, int64_t begin, int64_t count, UnpackedTiles out) {
   constexpr FormatInfo info = format_info(F);
-  const UnpackedPanel out{memory, weight.num_tiles()};
-  const uint8_t* super = weight.data + panel * weight.panel_bytes();
-  for (int64_t t = 0; t < out.num_tiles; super += info.super_bytes())
+  static_assert(kUnpackedTiles % info.tiles_per_super == 0);
+  const uint8_t* super = panel + begin / info.tiles_per_super * info.super_bytes();
+  for (int64_t t = 0; t < count; super += info.super_bytes())
     for (int64_t i = 0; i < info.tiles_per_super; ++i, ++t) {
       const uint8_t* tile = super + info.header_bytes + i * info.tile_bytes;
       uint8_t* words = out.words(t);
@@ -255,36 +262,51 @@ static void unpack_panel(const PackedWeight& weight, int64_t panel, uint8_t* mem
     }
 }
 
-// R rows by one panel; the order of additions is that of dot_single.
-template <int R, int num_scales, bool is_offset>
-static void dot_block(const UnpackedPanel& panel, const BlockCodes* x, int64_t tile_stride, float* sums) {
+// R rows by P panels, added to sums [R][4][16]; the order of additions is that of dot_single.
+template <int R, int P, int num_scales, bool is_offset>
+static void dot_block(const UnpackedTiles* panels, const BlockCodes* x, int64_t tile_stride, int64_t num_tiles,
+                      float* sums) {
   constexpr int num_pairs = 16 / num_scales;
-  V acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = V::set1(0.0f);
-  for (int64_t t = 0; t < panel.num_tiles; ++t, x += tile_stride)
+  for (int64_t t = 0; t < num_tiles; ++t, x += tile_stride)
     repeat<num_scales>([&]<int half>() __attribute__((always_inline)) {
-      I products[R];
-      for (int r = 0; r < R; ++r) products[r] = I::zero();
-#pragma GCC unroll 8
+      I products[R][P];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) products[r][p] = I::zero();
+#pragma GCC unroll 4
       for (int i = 0; i < num_pairs; ++i) {
         const int pair = half * num_pairs + i;
-        const I words = I::load(panel.words(t) + 64 * pair);
+        I words[P];
+        for (int p = 0; p < P; ++p) words[p] = I::load(panels[p].words(t) + 64 * pair);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) products[r] = dot_add(products[r], words, broadcast_pair(x[r], pair));
+        for (int r = 0; r < R; ++r) {
+          const I codes = broadcast_pair(x[r], pair);
+          for (int p = 0; p < P; ++p) products[r][p] = dot_add(products[r][p], words[p], codes);
+        }
       }
-      const V d = V::load(panel.scales(t) + 32 * half), m = V::load(panel.scales(t) + 32 * half + 16);
+      V d[P], m[P];
+      for (int p = 0; p < P; ++p) {
+        d[p] = V::load(panels[p].scales(t) + 32 * half);
+        m[p] = V::load(panels[p].scales(t) + 32 * half + 16);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        acc[r] = add_block<is_offset>(acc[r], products[r], d, m, x[r], num_scales == 1 ? 0 : 1 + half);
+        for (int p = 0; p < P; ++p) {
+          float* sum = sums + (r * 4 + p) * 16;
+          const V before = V::load(sum);
+          V::store(sum, add_block<is_offset>(before, products[r][p], d[p], m[p], x[r], num_scales == 1 ? 0 : 1 + half));
+        }
     });
-  for (int r = 0; r < R; ++r) V::store(sums + 16 * r, acc[r]);
 }
 
 // Rows [row, row + count) of one group, count <= R.
-template <int R, int num_scales, bool is_offset>
-static void dot_rows(const UnpackedPanel& panel, const Activations& x, int64_t row, int64_t count, float* sums) {
-  if (count == R) return dot_block<R, num_scales, is_offset>(panel, x.codes(row), x.group_rows(), sums);
-  if constexpr (R > 1) dot_rows<R - 1, num_scales, is_offset>(panel, x, row, count, sums);
+template <int R, int P, int num_scales, bool is_offset>
+static void dot_rows(const UnpackedTiles* panels, const Activations& x, int64_t row, int64_t count, int64_t tile,
+                     int64_t num_tiles, float* sums) {
+  if (count == R) {
+    const BlockCodes* codes = x.codes(row) + tile * x.group_rows();
+    return dot_block<R, P, num_scales, is_offset>(panels, codes, x.group_rows(), num_tiles, sums);
+  }
+  if constexpr (R > 1) dot_rows<R - 1, P, num_scales, is_offset>(panels, x, row, count, tile, num_tiles, sums);
 }
 
 // --- unquantized weights --------------------------------------------------------------------------------------------
@@ -307,14 +329,17 @@ static inline void dot_floats(const float* a, const float* w, int64_t width, flo
     for (int c = 0; c < C; ++c) sums[r * 16 + c] = V::sum(acc[r][c]);
 }
 
+// Of an unpacked panel of unquantized weights.
+static int64_t unpacked_bytes(int64_t width) { return 16 * width * static_cast<int64_t>(sizeof(float)); }
+
 template <Format F>
 static void unpack_floats(const PackedWeight& weight, int64_t panel, uint8_t* memory) {
   unpack_rows<F>(weight, panel, 0, 16, reinterpret_cast<float*>(memory));
 }
 
-static void dot_float_rows(const UnpackedPanel& panel, const Activations& x, int64_t row, int64_t count, float* sums) {
+// sums [count][16] = rows [row, row + count) by an unpacked panel.
+static void dot_float_rows(const float* w, const Activations& x, int64_t row, int64_t count, float* sums) {
   const int64_t width = x.num_tiles * kTileInputs;
-  const float* w = reinterpret_cast<const float*>(panel.memory);
   for (int c = 0; c < 16; c += kColumnBlock) {
     int64_t r = 0;
     for (; r + kFloatRows <= count; r += kFloatRows)
@@ -325,21 +350,32 @@ static void dot_float_rows(const UnpackedPanel& panel, const Activations& x, int
 
 // --- linear ---------------------------------------------------------------------------------------------------------
 
+using DotRows = void (*)(const UnpackedTiles*, const Activations&, int64_t, int64_t, int64_t, int64_t, float*);
+
+// Unquantized weights have `unpack_floats` alone, the others all but that.
 struct FormatKernels {
-  void (*dot_four)(const uint8_t* const*, const Activations&, float (*)[16]);  // null for unquantized weights
+  void (*dot_four)(const uint8_t* const*, const Activations&, float (*)[16]);
   void (*dot_one)(const uint8_t* const*, const Activations&, float (*)[16]);
-  void (*unpack)(const PackedWeight&, int64_t, uint8_t*);
-  void (*dot_rows)(const UnpackedPanel&, const Activations&, int64_t, int64_t, float*);
+  void (*unpack_tiles)(const uint8_t*, int64_t, int64_t, UnpackedTiles);
+  DotRows dot_panels;  // kPanelBlock of them
+  DotRows dot_panel;
+  void (*unpack_floats)(const PackedWeight&, int64_t, uint8_t*);
 };
 
 template <Format F>
 static constexpr FormatKernels format_kernels() {
   constexpr FormatInfo info = format_info(F);
-  if constexpr (info.is_plain())
-    return {nullptr, nullptr, unpack_floats<F>, dot_float_rows};
-  else
-    return {dot_single<F, 4>, dot_single<F, 1>, unpack_panel<F>,
-            dot_rows<kRowBlock, info.num_scales(), has_offset<F>()>};
+  if constexpr (info.is_plain()) {
+    return {nullptr, nullptr, nullptr, nullptr, nullptr, unpack_floats<F>};
+  } else {
+    constexpr int num_scales = info.num_scales();
+    return {dot_single<F, 4>,
+            dot_single<F, 1>,
+            unpack_tiles<F>,
+            dot_rows<kRowBlock, kPanelBlock, num_scales, has_offset<F>()>,
+            dot_rows<kRowBlock, 1, num_scales, has_offset<F>()>,
+            nullptr};
+  }
 }
 
 static constexpr auto kFormatKernels = format_table([]<Format F>() { return format_kernels<F>(); });
@@ -376,8 +412,8 @@ static void dot_places(const LinearArgs& args, const Unit& unit, const Activatio
     if (kernels.dot_one) {
       kernels.dot_one(panels + place, x, sums + place);
     } else {
-      kernels.unpack(weight, unit.panel(place), scratch);
-      kernels.dot_rows({scratch, x.num_tiles}, x, 0, 1, sums[place]);
+      kernels.unpack_floats(weight, unit.panel(place), scratch);
+      dot_float_rows(reinterpret_cast<const float*>(scratch), x, 0, 1, sums[place]);
     }
   }
 }
@@ -392,28 +428,75 @@ static void linear_single(const LinearArgs& args, const Unit& unit, const Activa
   }
 }
 
-// Many rows: all panels are unpacked, then each block of rows meets all of them while it is in the first-level cache.
-static void linear_rows(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
-  UnpackedPanel panels[4];
-  const FormatKernels* kernels[4];
-  for (int place = 0; place < unit.num_places(); ++place) {
-    const PackedWeight& weight = args.weights[unit.weight(place)];
-    kernels[place] = &kernels_of(weight.format);
-    panels[place] = {scratch + place * unpacked_bytes(x.num_tiles * kTileInputs), x.num_tiles};
-    kernels[place]->unpack(weight, unit.panel(place), panels[place].memory);
+constexpr int64_t kRowChunk =
+    256;  // rows whose sums are kept while the tiles of a unit are unpacked one after the other
+constexpr int64_t kSumsBytes = kRowChunk * 4 * 16 * static_cast<int64_t>(sizeof(float));
+
+// Sums [count][4][16] of the rows from `row` on, for a place of unquantized weights.
+static void multiply_floats(const LinearArgs& args, const Unit& unit, int place, const Activations& x, int64_t row,
+                            int64_t count, float* panel, float* sums) {
+  const PackedWeight& weight = args.weights[unit.weight(place)];
+  if (row == 0) kernels_of(weight.format).unpack_floats(weight, unit.panel(place), reinterpret_cast<uint8_t*>(panel));
+  float part[kRowBlock * 16];
+  for (int64_t r = 0; r < count; r += kRowBlock) {
+    const int64_t num_rows = count - r < kRowBlock ? count - r : kRowBlock;
+    dot_float_rows(panel, x, row + r, num_rows, part);
+    for (int64_t i = 0; i < num_rows; ++i) __builtin_memcpy(sums + ((r + i) * 4 + place) * 16, part + 16 * i, 64);
   }
-  const int num_panels = unit.work.num_panels;
-  float sums[2][kRowBlock * 16];
-  for (int64_t row = 0; row < args.num_rows; row += kRowBlock) {
-    const int64_t count = args.num_rows - row < kRowBlock ? args.num_rows - row : kRowBlock;
-    for (int i = 0; i < num_panels; ++i) {
-      kernels[i]->dot_rows(panels[i], x, row, count, sums[0]);
-      if (unit.is_gated) kernels[num_panels + i]->dot_rows(panels[num_panels + i], x, row, count, sums[1]);
-      const int64_t column = unit.work.panels[i] * kPanelOutputs;
-      for (int64_t r = 0; r < count; ++r)
-        write_outputs(args, unit.work.weight, row + r, column, unit.work.column_offset + column, sums[0] + 16 * r,
-                      unit.is_gated ? sums[1] + 16 * r : nullptr);
+}
+
+// The same for places [place, place + P) of quantized weights, P being 1 or kPanelBlock.
+static void multiply_tiles(const LinearArgs& args, const Unit& unit, int place, int num_panels, const Activations& x,
+                           int64_t row, int64_t count, uint8_t* scratch, float* sums) {
+  const FormatKernels& kernels = kernels_of(args.weights[unit.weight(place)].format);
+  const DotRows dot = num_panels == kPanelBlock ? kernels.dot_panels : kernels.dot_panel;
+  UnpackedTiles panels[kPanelBlock];
+  for (int p = 0; p < num_panels; ++p) panels[p] = {scratch + p * UnpackedTiles::kNumBytes};
+  for (int64_t tile = 0; tile < x.num_tiles; tile += kUnpackedTiles) {
+    const int64_t num_tiles = x.num_tiles - tile < kUnpackedTiles ? x.num_tiles - tile : kUnpackedTiles;
+    for (int p = 0; p < num_panels; ++p) {
+      const PackedWeight& weight = args.weights[unit.weight(place + p)];
+      kernels.unpack_tiles(weight.data + unit.panel(place + p) * weight.panel_bytes(), tile, num_tiles, panels[p]);
     }
+    for (int64_t r = 0; r < count; r += kRowBlock)
+      dot(panels, x, row + r, count - r < kRowBlock ? count - r : kRowBlock, tile, num_tiles,
+          sums + (r * 4 + place) * 16);
+  }
+}
+
+// Whether places [place, place + kPanelBlock) exist and have one format.
+static bool is_panel_block(const LinearArgs& args, const Unit& unit, int place) {
+  if (place + kPanelBlock > unit.num_places()) return false;
+  for (int p = 1; p < kPanelBlock; ++p)
+    if (args.weights[unit.weight(place + p)].format != args.weights[unit.weight(place)].format) return false;
+  return true;
+}
+
+// Many rows: some tiles of the panels are unpacked and meet all rows of a chunk while they are in the first-level
+// cache.
+static void linear_rows(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
+  float* sums = reinterpret_cast<float*>(scratch);
+  uint8_t* unpacked = scratch + kSumsBytes;
+  for (int64_t row = 0; row < args.num_rows; row += kRowChunk) {
+    const int64_t count = args.num_rows - row < kRowChunk ? args.num_rows - row : kRowChunk;
+    __builtin_memset(sums, 0, static_cast<size_t>(count * 64) * sizeof(float));
+    for (int place = 0; place < unit.num_places();) {
+      const bool is_plain = format_info(args.weights[unit.weight(place)].format).is_plain();
+      const int num_panels = !is_plain && is_panel_block(args, unit, place) ? kPanelBlock : 1;
+      if (is_plain)
+        multiply_floats(args, unit, place, x, row, count,
+                        reinterpret_cast<float*>(unpacked + place * unpacked_bytes(x.num_tiles * kTileInputs)), sums);
+      else
+        multiply_tiles(args, unit, place, num_panels, x, row, count, unpacked, sums);
+      place += num_panels;
+    }
+    for (int64_t r = 0; r < count; ++r)
+      for (int i = 0; i < unit.work.num_panels; ++i) {
+        const int64_t column = unit.work.panels[i] * kPanelOutputs;
+        const int up = unit.work.num_panels + i;
+        write_outputs(args, unit.work.weight, row + r, column, unit.work.column_offset + column,
+                      sums + (r * 4 + i) * 16, unit.is_gated ? sums + (r * 4 + up) * 16 : nullptr);
+      }
   }
 }
 

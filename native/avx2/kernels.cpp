@@ -36,6 +36,7 @@ inline I dot_nibbles_add(I sum, I bytes, I codes) {
 
 constexpr int kByteOffset = 0;
 constexpr int kRowBlock = 4;
+constexpr int kPanelBlock = 1;
 constexpr int kFloatRows = 2;
 constexpr int kColumnBlock = 2;
 constexpr int kByteRows = 2;

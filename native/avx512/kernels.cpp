@@ -29,7 +29,8 @@ inline I dot_nibbles_add(I sum, I bytes, I codes) {
 }
 
 constexpr int kByteOffset = 0;
-constexpr int kRowBlock = 8;
+constexpr int kRowBlock = 4;
+constexpr int kPanelBlock = 4;
 constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
 constexpr int kByteRows = 6;

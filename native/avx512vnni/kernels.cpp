@@ -17,7 +17,8 @@ inline I dot_bytes_add(I sum, I bytes, I codes) { return {_mm512_dpbusd_epi32(su
 inline I dot_nibbles_add(I sum, I bytes, I codes) { return dot_bytes_add(sum, bytes, codes); }
 
 constexpr int kByteOffset = 128;
-constexpr int kRowBlock = 16;
+constexpr int kRowBlock = 4;
+constexpr int kPanelBlock = 4;
 constexpr int kFloatRows = 4;
 constexpr int kColumnBlock = 4;
 constexpr int kByteRows = 6;

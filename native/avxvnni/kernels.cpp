@@ -23,6 +23,7 @@ inline I dot_nibbles_add(I sum, I bytes, I codes) { return dot_bytes_add(sum, by
 
 constexpr int kByteOffset = 128;
 constexpr int kRowBlock = 4;
+constexpr int kPanelBlock = 1;
 constexpr int kFloatRows = 2;
 constexpr int kColumnBlock = 2;
 constexpr int kByteRows = 2;

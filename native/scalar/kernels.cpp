@@ -333,6 +333,7 @@ I dot_nibbles_add(I sum, I bytes, I codes) { return dot_bytes_of<0>(sum, bytes, 
 
 constexpr int kByteOffset = 0;
 constexpr int kRowBlock = 1;
+constexpr int kPanelBlock = 1;
 constexpr int kFloatRows = 1;
 constexpr int kColumnBlock = 1;
 constexpr int kByteRows = 1;

@@ -31,6 +31,7 @@ class RandomSource:
     def __init__(self) -> None:
         rng = np.random.default_rng(1)
         self._stored: dict[str, NDArray[np.uint8]] = {}
+        self.num_releases = 0
         self.values: dict[str, NDArray[np.float32]] = {}
         for name, shape in SHAPES.items():
             plain = rng.standard_normal(shape, dtype=np.float32)
@@ -48,6 +49,9 @@ class RandomSource:
 
     def dequantize(self, name: str) -> NDArray[np.float32]:
         return self.values[name]
+
+    def release(self) -> None:
+        self.num_releases += 1
 
 
 def check(weights: PackedWeights, source: RandomSource) -> None:
@@ -95,6 +99,14 @@ def test_channel_formats_are_made_of_the_values_whatever_the_chunks(
         expected = np.zeros(_native.packed_size(name, *values.shape), np.uint8)
         _native.quantize_into(name, values.shape[0], values.shape[1], values.copy(), 0, expected)
         np.testing.assert_array_equal(packed.data, expected)
+
+
+def test_packed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, source = pack_weights(RandomSource(), FORMATS, 1), RandomSource()
+    monkeypatch.setattr("subsecond.backends.native.weights.PIECE_BYTES", 1)  # a panel a piece
+    for name, matrix in pack_weights(source, FORMATS, 2).matrices.items():
+        np.testing.assert_array_equal(matrix.data, whole.matrices[name].data)
+    assert source.num_releases == 3 * 2 + 1 + 2
 
 
 def test_another_number_of_experts_than_the_bytes_say_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ class GgufFile:
         tensor = self.tensors[name]
         return np.frombuffer(self._data[tensor.part], dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
 
+    def release(self) -> None:
+        """Give back the memory of all pages that were read; views stay valid, their pages come from the file again."""
+        for data in self._data:
+            data.madvise(mmap.MADV_DONTNEED)
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:

@@ -119,6 +119,11 @@ class Safetensors:
             return np.zeros(0, np.uint8)
         return np.frombuffer(self._data[tensor.part], np.uint8, tensor.num_bytes, tensor.offset)
 
+    def release(self) -> None:
+        """Give back the memory of all pages that were read; views stay valid, their pages come from the file again."""
+        for data in self._data:
+            data.madvise(mmap.MADV_DONTNEED)
+
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder holds weights as safetensors."""

@@ -49,6 +49,7 @@ class HfWeights:
             raise FormatError(
                 "there is no output head ('lm_head'), and config.json says that it is no copy of the table"
             )
+        self._source = source
         self._reader = _ModuleReader(source, family, scheme)
         self._modules = modules
         self._shapes = MappingProxyType(self._find_shapes())
@@ -70,6 +71,10 @@ class HfWeights:
         """The weight as float32 in its shape."""
         tensor = self._find(name)
         return dequantize(tensor.type, tensor.raw(), tensor.shape)
+
+    def release(self) -> None:
+        """Give back the pages of the mapped files."""
+        self._source.release()
 
     def _find(self, name: str) -> _Tensor:
         if name not in self._shapes:

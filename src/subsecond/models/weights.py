@@ -30,6 +30,9 @@ class WeightSource(Protocol):
     def dequantize(self, name: str) -> NDArray[np.float32]:
         """The weight as float32 in its shape."""
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far; it is read again when asked for."""
+
 
 class GgufWeights:
     """The tensors of a GGUF file; bytes are read from the mapped file when asked for. Implements `WeightSource`."""
@@ -56,6 +59,10 @@ class GgufWeights:
     def dequantize(self, name: str) -> NDArray[np.float32]:
         """The tensor as float32 in its shape."""
         return dequantize(self.type_of(name), self.raw(name), self._shapes[name])
+
+    def release(self) -> None:
+        """Give back the pages of the mapped file."""
+        self._file.release()
 
     def _check(self, name: str) -> None:
         if name not in self._shapes:
