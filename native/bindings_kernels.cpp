@@ -79,11 +79,13 @@ void attend_in_parts(const Kernels& kernels, const AttentionArgs& args, const Sp
   kernels.merge_parts(args, span, begin, end, head, results.data(), stride, scratch);
 }
 
-// Rows of one sequence from position 0: all are stored, those from `first` on attend, `chunk` rows a call.
-void run_attention(const std::string& isa, const FloatRows& query, const FloatRows& key, const FloatRows& value,
-                   const Ints& blocks, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale,
-                   const Floats& cos_sin, int64_t rotary_dims, bool is_interleaved, int64_t first, int64_t chunk,
-                   int64_t window, float softcap, bool is_causal, bool is_split, const FloatRows& output) {
+// Rows of one sequence from position 0: all are stored, those from `first` on attend, `chunk` rows a call. Returns the
+// shortest time in seconds that they took to attend.
+double run_attention(const std::string& isa, const FloatRows& query, const FloatRows& key, const FloatRows& value,
+                     const Ints& blocks, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale,
+                     const Floats& cos_sin, int64_t rotary_dims, bool is_interleaved, int64_t first, int64_t chunk,
+                     int64_t window, float softcap, bool is_causal, bool is_split, const FloatRows& output,
+                     int repeats) {
   const Kernels& kernels = kernels_of(isa);
   if (is_split && !kernels.attend_part) throw nb::value_error((isa + " does not split attention").c_str());
   int64_t num_blocks = 0;
@@ -108,16 +110,22 @@ void run_attention(const std::string& isa, const FloatRows& query, const FloatRo
   if (static_cast<int64_t>(blocks.shape(0)) * kBlockTokens < num_rows) throw nb::value_error("too few blocks");
   const Span span{0, num_rows, 0, blocks.data()};
   const int64_t step = std::min(chunk, kernels.attend_rows(num_heads / num_kv_heads));
-  for (int64_t head = 0; head < num_kv_heads; ++head) {
+  for (int64_t head = 0; head < num_kv_heads; ++head)
     for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, scratch.data());
-    for (int64_t row = first; row < num_rows; row += step) {
-      const int64_t end = std::min(row + step, num_rows);
-      if (is_split)
-        attend_in_parts(kernels, args, span, row, end, head, scratch.data());
-      else
-        kernels.attend(args, span, row, end, head, scratch.data());
-    }
+  double best = INFINITY;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t head = 0; head < num_kv_heads; ++head)
+      for (int64_t row = first; row < num_rows; row += step) {
+        const int64_t end = std::min(row + step, num_rows);
+        if (is_split)
+          attend_in_parts(kernels, args, span, row, end, head, scratch.data());
+        else
+          kernels.attend(args, span, row, end, head, scratch.data());
+      }
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
+  return best;
 }
 
 void run_normalize(const std::string& isa, const FloatRows& input, const Floats& weight, nb::object bias, float eps,
@@ -195,7 +203,8 @@ void bind_kernels(nb::module_& module) {
               nb::arg("value").noconvert(), nb::arg("blocks").noconvert(), nb::arg("num_heads"),
               nb::arg("num_kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("cos_sin").noconvert(),
               nb::arg("rotary_dims"), nb::arg("is_interleaved"), nb::arg("first"), nb::arg("chunk"), nb::arg("window"),
-              nb::arg("softcap"), nb::arg("is_causal"), nb::arg("is_split"), nb::arg("output").noconvert());
+              nb::arg("softcap"), nb::arg("is_causal"), nb::arg("is_split"), nb::arg("output").noconvert(),
+              nb::arg("repeats") = 1);
   kernels.def("normalize", &run_normalize, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("weight"),
               nb::arg("bias").none(), nb::arg("eps"), nb::arg("is_layer"), nb::arg("output").noconvert());
   kernels.def("rope", &run_rope, nb::arg("isa"), nb::arg("input").noconvert(), nb::arg("cos_sin").noconvert(),

@@ -10,7 +10,6 @@
 // it has registers for.
 
 constexpr int64_t kBatchQueries = 144;  // enough to make expanding K and V cheap; their scores of a part are 96 KB
-constexpr int64_t kScoreStride = kPartTokens + 16;  // rows a power of two apart would meet in a few sets of the cache
 constexpr float kLog2E = 1.44269504f;
 
 static int64_t value_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
@@ -65,7 +64,7 @@ struct QueryBatch {
   int64_t kv_head;
   int64_t count = 0;
   float* queries;   // [count / kScoreQueries][head_dim][kScoreQueries], times the scale
-  float* scores;    // [count][kScoreStride], then the weights
+  float* scores;    // [count][kPartTokens], then the weights
   float* part;      // [count][part_floats]
   float* total;     // [count][part_floats]
   float* expanded;  // keys or values of a block
@@ -76,7 +75,7 @@ struct QueryBatch {
     constexpr int64_t padded = (kBatchQueries + kScoreQueries - 1) / kScoreQueries * kScoreQueries;
     queries = reinterpret_cast<float*>(scratch);
     scores = queries + padded * args.head_dim;
-    part = scores + padded * kScoreStride;
+    part = scores + padded * kPartTokens;
     total = part + kBatchQueries * part_floats(args.head_dim);
     expanded = total + kBatchQueries * part_floats(args.head_dim);
   }
@@ -94,7 +93,7 @@ struct QueryBatch {
 static int64_t attend_scratch_bytes(int64_t head_dim) {
   const int64_t queries = kBatchQueries + kScoreQueries;
   const int64_t floats =
-      queries * (head_dim + kScoreStride + 2 * part_floats(head_dim)) + kBlockTokens * value_width(head_dim);
+      queries * (head_dim + kPartTokens + 2 * part_floats(head_dim)) + kBlockTokens * value_width(head_dim);
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
@@ -158,7 +157,7 @@ static inline void score_tile(const float* queries, const T* keys, int64_t head_
       }
     }
     for (int n = 0; n < N; ++n)
-      for (int v = 0; v < kScoreVectors; ++v) V::store(scores + n * kScoreStride + at + 16 * v, sums[n][v]);
+      for (int v = 0; v < kScoreVectors; ++v) V::store(scores + n * kPartTokens + at + 16 * v, sums[n][v]);
   }
 }
 
@@ -172,7 +171,7 @@ static inline void score_block(const QueryBatch& batch, const T* keys, int64_t s
     if (seen.begin >= seen.end) continue;
     with_count<kScoreQueries>(count, [&]<int N>() {
       score_tile<N>(batch.queries + first * batch.args.head_dim, keys, batch.args.head_dim,
-                    scores + first * kScoreStride, values, next_keys);
+                    scores + first * kPartTokens, values, next_keys);
     });
   }
 }
@@ -236,7 +235,7 @@ static inline void value_tile(const float* weights, const T* values, int64_t wid
     V value[W];
     for (int w = 0; w < W; ++w) value[w] = read(values + t * width + 16 * w);
     for (int n = 0; n < N; ++n) {
-      const V weight = V::set1(weights[n * kScoreStride + t]);
+      const V weight = V::set1(weights[n * kPartTokens + t]);
       for (int w = 0; w < W; ++w) sums[n][w] = V::fma(weight, value[w], sums[n][w]);
     }
   } while (++t < seen.end);
@@ -272,7 +271,7 @@ static inline void value_queries(const QueryBatch& batch, int64_t first, const T
   if (all.begin > all.end) all.end = all.begin;
   const auto alone = [&](int n, int64_t begin, int64_t end) {
     if (begin < end)
-      value_rows<1>(weights + n * kScoreStride, values, width, {begin, end}, outputs + n * stride, next_keys);
+      value_rows<1>(weights + n * kPartTokens, values, width, {begin, end}, outputs + n * stride, next_keys);
   };
   for (int n = 0; n < N; ++n) alone(n, seen[n].begin, seen[n].end < all.begin ? seen[n].end : all.begin);
   if (all.begin < all.end) value_rows<N>(weights, values, width, all, outputs, next_keys);
@@ -284,7 +283,7 @@ static inline void value_block(const QueryBatch& batch, const T* values, int64_t
   for (int64_t first = 0; first < batch.count; first += kValueQueries) {
     const int64_t count = batch.count - first < kValueQueries ? batch.count - first : kValueQueries;
     with_count<kValueQueries>(
-        count, [&]<int N>() { value_queries<N>(batch, first, values, start, weights + first * kScoreStride); });
+        count, [&]<int N>() { value_queries<N>(batch, first, values, start, weights + first * kPartTokens); });
   }
 }
 
@@ -313,7 +312,7 @@ static inline void attend_to_part(const QueryBatch& batch, int64_t start) {
     const Visible own = overlap(batch.visible[q], start, kPartTokens);
     float* state = batch.part + q * stride + width;
     if (own.begin < own.end)
-      weigh(batch.args, {own.begin - start, own.end - start}, batch.scores + q * kScoreStride, state[0], state[1]);
+      weigh(batch.args, {own.begin - start, own.end - start}, batch.scores + q * kPartTokens, state[0], state[1]);
   }
   for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
     const uint16_t* values = batch.values(at / kBlockTokens);
