@@ -133,7 +133,7 @@ class LocalEngine:
     def _take_orders(self) -> bool:
         """Wait until there is something to do and take up what was submitted and cancelled; False once closing."""
         with self._changed:
-            while not (self._is_closing or self._submitted or self._cancelled or self._loop.has_work):
+            while not (self._loop.has_work or self._is_closing or self._submitted or self._cancelled):
                 self._changed.wait()
             # one by one, because a stream that the garbage collector finds may be cancelled at any moment
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]

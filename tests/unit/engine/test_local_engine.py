@@ -80,7 +80,7 @@ def test_many_threads_may_submit(engine: LocalEngine) -> None:
 def test_a_late_reader_gets_every_event(engine: LocalEngine) -> None:
     stream = engine.submit(request(max_tokens=5))
     list(engine.submit(request("b", max_tokens=50)))
-    assert [event.index for event in stream] == [0, 1, 2, 3, 4]
+    assert [event.place for event in stream] == [0, 1, 2, 3, 4]
 
 
 def test_times_and_counts_are_reported(engine: LocalEngine) -> None:
@@ -115,14 +115,14 @@ def test_cancel_frees_everything_within_a_step(read: str) -> None:
         assert gate.started.acquire(timeout=30)
     if read == "stop reading":
         for event in stream:
-            if event.index == 1:
+            if event.place == 1:
                 break
     else:
         engine.cancel("a")
     gate.allowed.release()  # the step that was running while the request was cancelled
     if read == "to the end":
         events = list(stream)
-        assert [event.index for event in events] == [0, 1, 2, 3, 4]
+        assert [event.place for event in events] == [0, 1, 2, 3, 4]
         assert events[-1].token_id is None
         assert events[-1].finish_reason == "cancelled"
     gate.open()
