@@ -26,12 +26,22 @@ class StepCounts:
 
 
 class StepLoop:
-    """Live requests with their streams, by request id. `forget` is called with the id of each that has ended."""
+    """Live requests with their streams, by request id.
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, forget: Callable[[str], None]) -> None:
+    `forget` is called with the id of each that has ended, `wake` with the streams that got the tokens of a step.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        forget: Callable[[str], None],
+        wake: Callable[[list[TokenStream]], None] = wake_readers,
+    ) -> None:
         self._backend = backend
         self._scheduler = scheduler
         self._forget = forget
+        self._wake = wake
         self._builder = BatchBuilder()
         self._live: dict[str, tuple[Sequence, TokenStream]] = {}
         self.counts = StepCounts()
@@ -100,7 +110,7 @@ class StepLoop:
                 self._end(sequence)
             stream.add(TokenEvent(token_id, logprob, top, place, reason))
             streams.append(stream)
-        wake_readers(streams)
+        self._wake(streams)
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         self.counts.num_failed_steps += 1

@@ -58,6 +58,11 @@ class TokenStream:
         """Milliseconds from the start to the latest token; None before the first."""
         return None if self.last_token_s is None else (self.last_token_s - self.start_s) * 1e3
 
+    @property
+    def has_async_reader(self) -> bool:
+        """Whether somebody reads by `async for`."""
+        return self._waiting is not None
+
     def push(self, event: TokenEvent) -> None:
         """Hand over the next event; called by the engine, after the end without effect."""
         self.add(event)
@@ -125,9 +130,9 @@ def wake_readers(streams: Iterable[TokenStream]) -> None:
     """Wake the async readers of streams that have new events: once an event loop, since each time is a system call."""
     waiting: dict[AbstractEventLoop, list[Event]] = defaultdict(list)
     for stream in streams:
-        reader = stream._waiting
-        if reader is not None:
-            waiting[reader[0]].append(reader[1])
+        if (reader := stream._waiting) is not None:
+            loop, event = reader
+            waiting[loop].append(event)
     for loop, events in waiting.items():
         with suppress(RuntimeError):  # the loop is closed, so nobody is left to wake
             loop.call_soon_threadsafe(_set_all, events)

@@ -11,7 +11,8 @@ import pytest
 
 from subsecond.core.errors import InputError, SubsecondError
 from subsecond.engine.local import LocalEngine
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import FinishReason, Request, SamplingParams, TokenEvent
+from subsecond.engine.stream import TokenStream, wake_readers
 from tests.unit.engine.fake_backend import FakeBackend
 
 PROMPT = (1, 2, 3)
@@ -286,3 +287,35 @@ def test_close_ends_what_is_live_and_can_be_repeated() -> None:
 
 def test_an_engine_that_was_never_used_closes() -> None:
     LocalEngine(FakeBackend(), context_length=200).close()
+
+
+def test_readers_of_one_loop_are_woken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [
+        TokenStream(str(index), seed=0, num_prompt_tokens=1, variant="", cancel=lambda _: None) for index in range(5)
+    ]
+    calls: list[object] = []
+
+    async def read(stream: TokenStream) -> list[int | None]:
+        return [event.token_id async for event in stream]
+
+    async def main() -> list[list[int | None]]:
+        readers = [asyncio.create_task(read(stream)) for stream in streams]
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_soon_threadsafe
+
+        def count(*args: Any) -> object:
+            calls.append(args)
+            return schedule(*args)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        ends: list[FinishReason | None] = [None, "length"]
+        for token_id, reason in zip((7, 8), ends, strict=True):
+            for stream in streams:
+                stream.add(TokenEvent(token_id, 0.0, (), 0, reason))
+            wake_readers(streams)
+            await asyncio.sleep(0.01)
+        return [await reader for reader in readers]
+
+    assert asyncio.run(main()) == [[7, 8]] * 5
+    assert len(calls) == 2
