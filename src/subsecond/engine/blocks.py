@@ -23,12 +23,16 @@ class BlockKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
-    """The blocks of one sequence in order of position; the first `num_cached_blocks` are full and in the cache."""
+    """The blocks of one sequence in order of position; the first `num_cached_blocks` are full and in the cache.
+
+    `version` is another number after every change of `blocks`, so that copies know when they are out of date.
+    """
 
     salt: str
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     parent: int = 0
+    version: int = 0
 
 
 class BlockAllocator:
@@ -82,6 +86,7 @@ class BlockAllocator:
         num_missing = self.blocks_for(num_tokens) - len(table.blocks)
         if num_missing > self.num_free:
             return False
+        table.version += 1
         for _ in range(num_missing):
             block = self._take()
             self._num_holders[block] = 1
@@ -105,6 +110,7 @@ class BlockAllocator:
                 self._release(table.blocks[index])
                 self._hold(cached)
                 table.blocks[index] = cached
+                table.version += 1
             self._follow(table, table.blocks[index])
 
     def truncate(self, table: BlockTable, num_tokens: int) -> int:
@@ -117,6 +123,7 @@ class BlockAllocator:
         if num_kept_blocks <= table.num_cached_blocks and num_tokens % self.block_tokens:
             num_kept_blocks -= 1
             num_tokens = num_kept_blocks * self.block_tokens
+        table.version += 1
         for block in reversed(table.blocks[num_kept_blocks:]):
             self._release(block)
         del table.blocks[num_kept_blocks:]

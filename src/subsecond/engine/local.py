@@ -15,6 +15,7 @@ from subsecond.engine.request import ContextLengthError, Request
 from subsecond.engine.scheduler import Scheduler, Sequence
 from subsecond.engine.step_loop import StepLoop, failure_of
 from subsecond.engine.stream import TokenStream
+from subsecond.engine.waker import ReaderWaker
 
 NUM_SEED_BITS = 48  # drawn seeds are exact as numbers of JSON, which many readers hold as floats
 
@@ -42,7 +43,8 @@ class LocalEngine:
             backend.num_blocks, backend.block_tokens, variant=backend.variant, has_prefix_cache=prefix_cache
         )
         self._scheduler = Scheduler(self._allocator, max_rows or backend.max_rows)
-        self._loop = StepLoop(backend, self._scheduler, self._forget)
+        self._waker = ReaderWaker()
+        self._loop = StepLoop(backend, self._scheduler, self._forget, self._waker.wake)
         self._changed = Condition()
         self._submitted: deque[tuple[Sequence, TokenStream]] = deque()
         self._cancelled: deque[TokenStream] = deque()
@@ -114,6 +116,7 @@ class LocalEngine:
         atexit.unregister(self.close)
         if self._thread is not None and self._thread is not current_thread():
             self._thread.join()
+        self._waker.close()
 
     def _run(self) -> None:
         try:
@@ -133,7 +136,7 @@ class LocalEngine:
     def _take_orders(self) -> bool:
         """Wait until there is something to do and take up what was submitted and cancelled; False once closing."""
         with self._changed:
-            while not (self._is_closing or self._submitted or self._cancelled or self._loop.has_work):
+            while not (self._loop.has_work or self._is_closing or self._submitted or self._cancelled):
                 self._changed.wait()
             # one by one, because a stream that the garbage collector finds may be cancelled at any moment
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
@@ -96,19 +96,18 @@ class Request:
             raise InputError("the prompt is empty; give at least one token")
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One token of an answer, or its end.
 
     token_id       None only for an end without a token of its own ("cancelled")
     logprob        natural logarithm of its probability, as SampleResult defines it
     top_logprobs   (token id, logprob) of the most likely tokens, most likely first; as many as were asked for
-    index          place of the token in the answer, from 0
+    place          of the token in the answer, from 0
     finish_reason  None until the last event; with "stop" the token is the one that ended the answer
     """
 
     token_id: int | None
     logprob: float
     top_logprobs: tuple[tuple[int, float], ...]
-    index: int
+    place: int
     finish_reason: FinishReason | None

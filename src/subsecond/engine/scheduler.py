@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from subsecond.engine.blocks import BlockAllocator, BlockTable
 from subsecond.engine.request import Request
@@ -21,6 +22,7 @@ class Sequence:
     max_length         most tokens, prompt included
     num_cached_tokens  prompt tokens that the prefix cache held when the sequence was first admitted; None before
     history            token id -> times in the answer, kept only if the request has penalties
+    stop_ids           tokens that end the answer
     """
 
     request: Request
@@ -31,10 +33,13 @@ class Sequence:
     num_cached_tokens: int | None = None
     table: BlockTable | None = None
     history: dict[int, int] | None = None
+    stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        params = self.request.params
         self.token_ids = list(self.request.prompt_ids)
-        if self.request.params.has_penalties:
+        self.stop_ids = frozenset(params.stop_token_ids + (() if params.ignore_eos else self.request.eos_ids))
+        if params.has_penalties:
             self.history = dict.fromkeys(self.token_ids, 0)
 
     @property
@@ -54,8 +59,7 @@ class Sequence:
             self.history[token_id] = self.history.get(token_id, 0) + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Positions [start, end) of a sequence, computed in one step; if it wants logits, the next token is sampled."""
 
     sequence: Sequence
@@ -64,16 +68,11 @@ class Span:
     wants_logits: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """The spans of one step, at most one a sequence, oldest sequence first."""
+class StepPlan(NamedTuple):
+    """The spans of one step, at most one a sequence, oldest sequence first, and the number of their rows."""
 
-    spans: tuple[Span, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the step."""
-        return sum(span.end - span.start for span in self.spans)
+    spans: list[Span]
+    num_rows: int
 
 
 class Scheduler:
@@ -119,27 +118,33 @@ class Scheduler:
         rows_left = self.max_rows
         spans = []
         for sequence in self.running:
-            num_rows = min(sequence.num_missing, rows_left)
-            rows_left -= num_rows
-            if num_rows:
-                end = sequence.num_computed + num_rows
-                spans.append(Span(sequence, sequence.num_computed, end, end == len(sequence.token_ids)))
-        return StepPlan(tuple(spans))
+            start, wanted = sequence.num_computed, len(sequence.token_ids)
+            end = min(wanted, start + rows_left)
+            rows_left -= end - start
+            if end > start:
+                spans.append(Span(sequence, start, end, end == wanted))
+        return StepPlan(spans, self.max_rows - rows_left)
 
     def commit(self, plan: StepPlan) -> None:
         """Note that the positions of a plan are computed; before any of its sequences gets its next token."""
-        for span in plan.spans:
-            span.sequence.num_computed = span.end
-            assert span.sequence.table is not None
-            self.allocator.publish(span.sequence.table, span.sequence.token_ids, span.end)
+        block_tokens = self.allocator.block_tokens
+        for sequence, _, end, _ in plan.spans:
+            sequence.num_computed = end
+            table = sequence.table
+            assert table is not None
+            if end // block_tokens > table.num_cached_blocks:  # a block is full
+                self.allocator.publish(table, sequence.token_ids, end)
 
     def _make_room(self) -> None:
         """Give every running sequence, oldest first, blocks for all its tokens; preempt from the young end for it."""
+        block_tokens = self.allocator.block_tokens
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
-            assert sequence.table is not None
-            if self.allocator.grow(sequence.table, len(sequence.token_ids)):
+            table = sequence.table
+            assert table is not None
+            num_tokens = len(sequence.token_ids)
+            if num_tokens <= len(table.blocks) * block_tokens or self.allocator.grow(table, num_tokens):
                 index += 1
             else:
                 self._preempt(self.running[-1])
@@ -155,6 +160,8 @@ class Scheduler:
 
         One spare block for each that runs keeps the newcomer from being preempted by the next token of an older one.
         """
+        if not self.waiting:
+            return
         num_missing = sum(sequence.num_missing for sequence in self.running)
         while self.waiting and num_missing < self.max_rows:
             sequence = self.waiting[0]

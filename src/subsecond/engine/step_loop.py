@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from subsecond.backends.batch import SampleResult
 from subsecond.backends.protocol import Backend
 from subsecond.core.errors import SubsecondError
-from subsecond.engine.batch_builder import forward_batch, sample_batch
+from subsecond.engine.batch_builder import BatchBuilder
 from subsecond.engine.request import FinishReason, TokenEvent
 from subsecond.engine.scheduler import Scheduler, Sequence, StepPlan
-from subsecond.engine.stream import TokenStream
+from subsecond.engine.stream import TokenStream, wake_readers
 
 
 @dataclass(slots=True)
@@ -26,12 +26,23 @@ class StepCounts:
 
 
 class StepLoop:
-    """Live requests with their streams, by request id. `forget` is called with the id of each that has ended."""
+    """Live requests with their streams, by request id.
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, forget: Callable[[str], None]) -> None:
+    `forget` is called with the id of each that has ended, `wake` with the streams that got the tokens of a step.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        forget: Callable[[str], None],
+        wake: Callable[[list[TokenStream]], None] = wake_readers,
+    ) -> None:
         self._backend = backend
         self._scheduler = scheduler
         self._forget = forget
+        self._wake = wake
+        self._builder = BatchBuilder()
         self._live: dict[str, tuple[Sequence, TokenStream]] = {}
         self.counts = StepCounts()
 
@@ -63,8 +74,8 @@ class StepLoop:
         assert plan.spans, "there is work, and no row of it fits into a step"
         wanting = [span.sequence for span in plan.spans if span.wants_logits]
         try:
-            self._backend.forward(forward_batch(plan))
-            result = self._backend.sample(sample_batch(wanting)) if wanting else None
+            self._backend.forward(self._builder.forward_batch(plan))
+            result = self._backend.sample(self._builder.sample_batch(wanting)) if wanting else None
         except Exception as error:
             self._fail(plan, error)
             return
@@ -75,23 +86,31 @@ class StepLoop:
             self._deliver(wanting, result)
 
     def _deliver(self, sequences: list[Sequence], result: SampleResult) -> None:
-        token_ids = result.token_ids.tolist()
-        logprobs = result.logprobs.tolist()
-        for row, sequence in enumerate(sequences):
-            _, stream = self._live[sequence.request.id]
+        """Give every sequence its token and every stream its event; readers are woken when all have theirs."""
+        streams = []
+        rows = zip(sequences, result.token_ids.tolist(), result.logprobs.tolist(), strict=True)
+        for row, (sequence, token_id, logprob) in enumerate(rows):
+            stream = self._live[sequence.request.id][1]
             num_logprobs = sequence.request.params.num_logprobs
             top: tuple[tuple[int, float], ...] = ()
             if num_logprobs:
-                top = tuple(zip(result.top_ids[row].tolist(), result.top_logprobs[row].tolist(), strict=True))
-            if sequence.num_answer_tokens == 0:
+                top_ids, top_logprobs = result.top_ids[row, :num_logprobs], result.top_logprobs[row, :num_logprobs]
+                top = tuple(zip(top_ids.tolist(), top_logprobs.tolist(), strict=True))
+            place = sequence.num_answer_tokens
+            if place == 0:
                 stream.cached_tokens = sequence.num_cached_tokens or 0
                 self.counts.num_cached_tokens += stream.cached_tokens
-            sequence.append(token_ids[row])
-            reason = _finish_reason(sequence)
-            index = sequence.num_answer_tokens - 1
+            sequence.append(token_id)
+            reason: FinishReason | None = None
+            if token_id in sequence.stop_ids:
+                reason = "stop"
+            elif len(sequence.token_ids) >= sequence.max_length:
+                reason = "length"
             if reason is not None:
                 self._end(sequence)
-            stream.push(TokenEvent(token_ids[row], logprobs[row], top[:num_logprobs], index, reason))
+            stream.add(TokenEvent(token_id, logprob, top, place, reason))
+            streams.append(stream)
+        self._wake(streams)
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
         self.counts.num_failed_steps += 1
@@ -105,16 +124,6 @@ class StepLoop:
         self._scheduler.remove(sequence)
         del self._live[sequence.request.id]
         self._forget(sequence.request.id)
-
-
-def _finish_reason(sequence: Sequence) -> FinishReason | None:
-    """Return why the answer ends with its last token, or None."""
-    request, token_id = sequence.request, sequence.token_ids[-1]
-    if token_id in request.params.stop_token_ids:
-        return "stop"
-    if token_id in request.eos_ids and not request.params.ignore_eos:
-        return "stop"
-    return "length" if len(sequence.token_ids) >= sequence.max_length else None
 
 
 def failure_of(error: Exception) -> SubsecondError:

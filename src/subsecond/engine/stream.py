@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
-from threading import Condition
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from subsecond.core.errors import SubsecondError
 from subsecond.engine.request import FinishReason, TokenEvent
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Event
 
 
 class TokenStream:
@@ -32,10 +37,9 @@ class TokenStream:
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
         self._cancel = cancel
-        self._events: deque[TokenEvent] = deque()
-        self._error: SubsecondError | None = None
-        self._changed = Condition()
-        self._wake_reader: Callable[[], object] | None = None
+        self._events: SimpleQueue[TokenEvent | SubsecondError] = SimpleQueue()
+        self._is_read = False  # to its end
+        self._waiting: tuple[AbstractEventLoop, Event] | None = None  # the async reader, by what wakes it
 
     @property
     def ttft_ms(self) -> float | None:
@@ -54,27 +58,34 @@ class TokenStream:
         """Milliseconds from the start to the latest token; None before the first."""
         return None if self.last_token_s is None else (self.last_token_s - self.start_s) * 1e3
 
+    @property
+    def has_async_reader(self) -> bool:
+        """Whether somebody reads by `async for`."""
+        return self._waiting is not None
+
     def push(self, event: TokenEvent) -> None:
         """Hand over the next event; called by the engine, after the end without effect."""
-        now = time.perf_counter()
-        with self._changed:
-            if self.finish_reason is not None:
-                return
-            if event.token_id is not None:
-                self.first_token_s = now if self.first_token_s is None else self.first_token_s
-                self.last_token_s = now
-                self.num_tokens += 1
-            self.finish_reason = event.finish_reason
-            self._events.append(event)
-            self._notify()
+        self.add(event)
+        wake_readers([self])
+
+    def add(self, event: TokenEvent) -> None:
+        """As `push`, for an engine that hands many streams their events and calls `wake_readers` then."""
+        if self.finish_reason is not None:
+            return
+        if event.token_id is not None:
+            self.last_token_s = time.perf_counter()
+            if self.first_token_s is None:
+                self.first_token_s = self.last_token_s
+            self.num_tokens += 1
+        self.finish_reason = event.finish_reason
+        self._events.put(event)
 
     def fail(self, error: SubsecondError) -> None:
         """End the stream by an error, which its reader will get after the tokens before it; called by the engine."""
-        with self._changed:
-            if self.finish_reason is None:
-                self.finish_reason = "error"
-                self._error = error
-                self._notify()
+        if self.finish_reason is None:
+            self.finish_reason = "error"
+            self._events.put(error)
+            wake_readers([self])
 
     def cancel(self) -> None:
         """Ask the engine to end the request; without effect once it has ended."""
@@ -84,14 +95,8 @@ class TokenStream:
     def __iter__(self) -> Generator[TokenEvent, None, None]:
         """Yield events up to the one with a finish reason; raises SubsecondError if the engine failed."""
         try:
-            while True:
-                with self._changed:
-                    while not self._events and self.finish_reason is None:
-                        self._changed.wait()
-                    event = self._next_event()
-                if event is None:
-                    return
-                yield event
+            while not self._is_read:
+                yield self._taken(self._events.get())
         finally:
             self.cancel()
 
@@ -99,38 +104,40 @@ class TokenStream:
         """As `__iter__`, without blocking the event loop."""
         import asyncio  # here because importing it would cost a command about 50 ms before its first token
 
-        loop = asyncio.get_running_loop()
         wake = asyncio.Event()
-        with self._changed:
-            self._wake_reader = lambda: loop.call_soon_threadsafe(wake.set)
+        self._waiting = asyncio.get_running_loop(), wake
         try:
-            while True:
+            while not self._is_read:
                 wake.clear()
-                with self._changed:
-                    is_waiting = not self._events and self.finish_reason is None
-                    event = None if is_waiting else self._next_event()
-                if is_waiting:
+                if self._events.empty():
                     await wake.wait()
-                elif event is None:
-                    return
                 else:
-                    yield event
+                    yield self._taken(self._events.get())
         finally:
-            self._wake_reader = None
+            self._waiting = None
             self.cancel()
 
-    def _next_event(self) -> TokenEvent | None:
-        """Return the next event, or None after the last; raises the engine's error. The lock is held."""
-        if self._events:
-            return self._events.popleft()
-        if self._error is not None:
-            raise self._error
-        return None
+    def _taken(self, event: TokenEvent | SubsecondError) -> TokenEvent:
+        """Return the event, or raise the engine's error; after either the stream may be at its end."""
+        if isinstance(event, SubsecondError):
+            self._is_read = True
+            raise event
+        self._is_read = event.finish_reason is not None
+        return event
 
-    def _notify(self) -> None:
-        self._changed.notify_all()
-        if self._wake_reader is not None:
-            try:
-                self._wake_reader()
-            except RuntimeError:  # the reader's event loop is closed, so nobody is left to wake
-                self._wake_reader = None
+
+def wake_readers(streams: Iterable[TokenStream]) -> None:
+    """Wake the async readers of streams that have new events: once an event loop, since each time is a system call."""
+    waiting: dict[AbstractEventLoop, list[Event]] = defaultdict(list)
+    for stream in streams:
+        if (reader := stream._waiting) is not None:
+            loop, event = reader
+            waiting[loop].append(event)
+    for loop, events in waiting.items():
+        with suppress(RuntimeError):  # the loop is closed, so nobody is left to wake
+            loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: list[Event]) -> None:
+    for event in events:
+        event.set()

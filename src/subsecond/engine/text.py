@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from subsecond.engine.request import FinishReason, TokenEvent
 from subsecond.engine.stream import TokenStream
@@ -52,8 +52,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TextChunk:
+class TextChunk(NamedTuple):
     """The next piece of text with the tokens read since the piece before; `logprobs` is empty unless asked for.
 
     `reasoning` is the next piece of what the model writes before the answer; where both have text it comes first.
@@ -119,6 +118,8 @@ class StopMatcher:
         """Return the text that is certain not to belong to a stop string."""
         if self.is_stopped:
             return ""
+        if not self._stops:
+            return text
         text = self._held + text
         ends = [(text.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in text]
         if ends:

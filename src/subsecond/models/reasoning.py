@@ -85,6 +85,8 @@ class ReasoningSplitter:
 
     def push(self, token_id: int, text: str) -> tuple[str, str]:
         """Take a token and the text it completes; return the reasoning and the text that are certain now."""
+        if self._phase is _Phase.ANSWER and self._opening_id is None:
+            return "", text
         if token_id == self._opening_id and self._phase in (_Phase.BEGINNING, _Phase.ANSWER):
             answer, self._held = self._held.rstrip(), ""
             self._phase = _Phase.OPENED

@@ -11,7 +11,8 @@ import pytest
 
 from subsecond.core.errors import InputError, SubsecondError
 from subsecond.engine.local import LocalEngine
-from subsecond.engine.request import Request, SamplingParams
+from subsecond.engine.request import FinishReason, Request, SamplingParams, TokenEvent
+from subsecond.engine.stream import TokenStream, wake_readers
 from tests.unit.engine.fake_backend import FakeBackend
 
 PROMPT = (1, 2, 3)
@@ -80,7 +81,7 @@ def test_many_threads_may_submit(engine: LocalEngine) -> None:
 def test_a_late_reader_gets_every_event(engine: LocalEngine) -> None:
     stream = engine.submit(request(max_tokens=5))
     list(engine.submit(request("b", max_tokens=50)))
-    assert [event.index for event in stream] == [0, 1, 2, 3, 4]
+    assert [event.place for event in stream] == [0, 1, 2, 3, 4]
 
 
 def test_times_and_counts_are_reported(engine: LocalEngine) -> None:
@@ -115,14 +116,14 @@ def test_cancel_frees_everything_within_a_step(read: str) -> None:
         assert gate.started.acquire(timeout=30)
     if read == "stop reading":
         for event in stream:
-            if event.index == 1:
+            if event.place == 1:
                 break
     else:
         engine.cancel("a")
     gate.allowed.release()  # the step that was running while the request was cancelled
     if read == "to the end":
         events = list(stream)
-        assert [event.index for event in events] == [0, 1, 2, 3, 4]
+        assert [event.place for event in events] == [0, 1, 2, 3, 4]
         assert events[-1].token_id is None
         assert events[-1].finish_reason == "cancelled"
     gate.open()
@@ -286,3 +287,35 @@ def test_close_ends_what_is_live_and_can_be_repeated() -> None:
 
 def test_an_engine_that_was_never_used_closes() -> None:
     LocalEngine(FakeBackend(), context_length=200).close()
+
+
+def test_readers_of_one_loop_are_woken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [
+        TokenStream(str(index), seed=0, num_prompt_tokens=1, variant="", cancel=lambda _: None) for index in range(5)
+    ]
+    calls: list[object] = []
+
+    async def read(stream: TokenStream) -> list[int | None]:
+        return [event.token_id async for event in stream]
+
+    async def main() -> list[list[int | None]]:
+        readers = [asyncio.create_task(read(stream)) for stream in streams]
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_soon_threadsafe
+
+        def count(*args: Any) -> object:
+            calls.append(args)
+            return schedule(*args)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        ends: list[FinishReason | None] = [None, "length"]
+        for token_id, reason in zip((7, 8), ends, strict=True):
+            for stream in streams:
+                stream.add(TokenEvent(token_id, 0.0, (), 0, reason))
+            wake_readers(streams)
+            await asyncio.sleep(0.01)
+        return [await reader for reader in readers]
+
+    assert asyncio.run(main()) == [[7, 8]] * 5
+    assert len(calls) == 2

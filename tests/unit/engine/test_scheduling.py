@@ -231,7 +231,7 @@ def test_a_failed_step_ends_its_requests_and_no_others(expected: list[Any]) -> N
     spared = bench.add(requests()[0])
     bench.run()
     events = iter(first)
-    assert [next(events).index for _ in range(3)] == [0, 1, 2]
+    assert [next(events).place for _ in range(3)] == [0, 1, 2]
     with pytest.raises(SubsecondError, match="no tiles left") as caught:
         next(events)
     assert isinstance(caught.value.__cause__, MemoryError)
