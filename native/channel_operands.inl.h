@@ -56,7 +56,7 @@ struct ChannelUnit {
   const PackedWeight* weights[4];
   const uint8_t* panels[4];
 
-  ChannelUnit(const LinearArgs& args, int64_t unit) : work(unit_panels(args, unit)) {
+  ChannelUnit(const LinearArgs& args, int64_t unit) : work(unit_panels(args, unit, PanelOrder::kAdjacent)) {
     num_places = args.is_gated ? 2 * work.num_panels : work.num_panels;
     for (int place = 0; place < 4; ++place) {
       const int source = place < num_places ? place : num_places - 1;
@@ -67,11 +67,6 @@ struct ChannelUnit {
   }
 
   ChannelPanel layout(int place) const { return {weights[place]->format, weights[place]->num_tiles()}; }
-  bool is_all(Format format) const {
-    for (const PackedWeight* weight : weights)
-      if (weight->format != format) return false;
-    return true;
-  }
 
   // Codes of all places as unsigned bytes, INT4 ones unpacked into `scratch`, kTileBytes for each tile and place.
   void find_planes(uint8_t* scratch, const uint8_t* (&planes)[4]) const {

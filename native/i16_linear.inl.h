@@ -109,7 +109,8 @@ static inline V add_block(V sums, I products, V d, V m, const BlockCodes& block,
 // --- one row --------------------------------------------------------------------------------------------------------
 
 template <Format F>
-static inline V add_tile(V sums, const uint8_t* header, const uint8_t* tile, const BlockCodes& block) {
+[[gnu::always_inline]] static inline V add_tile(V sums, const uint8_t* header, const uint8_t* tile,
+                                                const BlockCodes& block) {
   I products[2] = {I::zero(), I::zero()};
   each_pair<F>(tile, [&]<int pair>(I words) __attribute__((always_inline)) {
     products[pair / 8] = dot_add(products[pair / 8], words, broadcast_pair(block, pair));
@@ -125,25 +126,25 @@ static inline V add_tile(V sums, const uint8_t* header, const uint8_t* tile, con
   return sums;
 }
 
-constexpr int64_t kPrefetchBytes = 2048;
+// Far enough ahead for one stream to use all of the memory's bandwidth; into the second-level cache, since the first
+// would have lost it by then.
+constexpr int64_t kPrefetchBytes = 16384;
 
-// sums[p] = activations . panel p, for one row; P panels are read side by side.
-template <Format F, int P>
-static void dot_single(const uint8_t* const* panels, const Activations& x, float (*sums)[16]) {
+static inline void prefetch_far(const uint8_t* p) { __builtin_prefetch(p + kPrefetchBytes, 0, 2); }
+
+// sums = activations . one panel, for one row.
+template <Format F>
+static void dot_single(const uint8_t* panel, const Activations& x, float* sums) {
   constexpr FormatInfo info = format_info(F);
-  V acc[P];
-  for (int p = 0; p < P; ++p) acc[p] = V::set1(0.0f);
-  const BlockCodes* blocks = x.codes(0);
-  int64_t header = 0;
-  for (int64_t t = 0; t < x.num_tiles; header += info.super_bytes())
-    for (int64_t i = 0; i < info.tiles_per_super; ++i, ++t)
-      for (int p = 0; p < P; ++p) {
-        const uint8_t* super = panels[p] + header;
-        const uint8_t* tile = super + info.header_bytes + i * info.tile_bytes;
-        for (int64_t at = 0; at < info.tile_bytes; at += 64) __builtin_prefetch(tile + kPrefetchBytes + at);
-        acc[p] = add_tile<F>(acc[p], super, tile, blocks[t]);
-      }
-  for (int p = 0; p < P; ++p) V::store(sums[p], acc[p]);
+  V acc = V::set1(0.0f);
+  const BlockCodes* block = x.codes(0);
+  for (const BlockCodes* end = block + x.num_tiles; block < end; panel += info.super_bytes())
+    for (int64_t i = 0; i < info.tiles_per_super; ++i, ++block) {
+      const uint8_t* tile = panel + info.header_bytes + i * info.tile_bytes;
+      for (int64_t at = 0; at < info.tile_bytes; at += 64) prefetch_far(tile + at);
+      acc = add_tile<F>(acc, panel, tile, *block);
+    }
+  V::store(sums, acc);
 }
 
 // --- many rows ------------------------------------------------------------------------------------------------------
@@ -277,8 +278,7 @@ using DotRows = void (*)(const UnpackedTiles*, const Activations&, int64_t, int6
 
 // Unquantized weights have `unpack_floats` alone, the others all but that.
 struct FormatKernels {
-  void (*dot_four)(const uint8_t* const*, const Activations&, float (*)[16]);
-  void (*dot_one)(const uint8_t* const*, const Activations&, float (*)[16]);
+  void (*dot_single)(const uint8_t*, const Activations&, float*);
   void (*unpack_tiles)(const uint8_t*, int64_t, int64_t, UnpackedTiles);
   DotRows dot_panels;  // kPanelBlock of them
   DotRows dot_panel;
@@ -289,15 +289,11 @@ template <Format F>
 static constexpr FormatKernels format_kernels() {
   constexpr FormatInfo info = format_info(F);
   if constexpr (info.is_plain()) {
-    return {nullptr, nullptr, nullptr, nullptr, nullptr, unpack_floats<F>};
+    return {nullptr, nullptr, nullptr, nullptr, unpack_floats<F>};
   } else {
     constexpr int num_scales = info.num_scales();
-    return {dot_single<F, 4>,
-            dot_single<F, 1>,
-            unpack_tiles<F>,
-            dot_rows<kRowBlock, kPanelBlock, num_scales, has_offset<F>()>,
-            dot_rows<kRowBlock, 1, num_scales, has_offset<F>()>,
-            nullptr};
+    return {dot_single<F>, unpack_tiles<F>, dot_rows<kRowBlock, kPanelBlock, num_scales, has_offset<F>()>,
+            dot_rows<kRowBlock, 1, num_scales, has_offset<F>()>, nullptr};
   }
 }
 
@@ -315,25 +311,14 @@ struct Unit {
   int64_t panel(int place) const { return work.panels[is_gated ? place % work.num_panels : place]; }
 };
 
-// One row: sums of every place. Weights of one format are read side by side.
+// One row: sums of every place.
 static void dot_places(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch,
                        float (*sums)[16]) {
-  const int num_places = unit.num_places();
-  const uint8_t* panels[4];
-  bool is_uniform = true;
-  for (int place = 0; place < 4; ++place) {
-    const int source = place < num_places ? place : num_places - 1;
-    const PackedWeight& weight = args.weights[unit.weight(source)];
-    panels[place] = weight.data + unit.panel(source) * weight.panel_bytes();
-    is_uniform = is_uniform && weight.format == args.weights[unit.weight(0)].format;
-  }
-  const FormatKernels& first = kernels_of(args.weights[unit.weight(0)].format);
-  if (is_uniform && first.dot_four && num_places > 2) return first.dot_four(panels, x, sums);
-  for (int place = 0; place < num_places; ++place) {
+  for (int place = 0; place < unit.num_places(); ++place) {
     const PackedWeight& weight = args.weights[unit.weight(place)];
     const FormatKernels& kernels = kernels_of(weight.format);
-    if (kernels.dot_one) {
-      kernels.dot_one(panels + place, x, sums + place);
+    if (kernels.dot_single) {
+      kernels.dot_single(weight.data + unit.panel(place) * weight.panel_bytes(), x, sums[place]);
     } else {
       kernels.unpack_floats(weight, unit.panel(place), scratch);
       dot_float_rows(reinterpret_cast<const float*>(scratch), x, 0, 1, sums[place]);
@@ -426,7 +411,7 @@ static void linear_rows(const LinearArgs& args, const Unit& unit, const Activati
 static void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
   const Activations x{args.packed, args.num_rows, args.weights[0].num_tiles()};
   for (int64_t i = begin; i < end; ++i) {
-    const Unit unit{unit_panels(args, i), args.is_gated};
+    const Unit unit{unit_panels(args, i, PanelOrder::kAdjacent), args.is_gated};
     if (args.num_rows == 1)
       linear_single(args, unit, x, scratch);
     else

@@ -157,10 +157,7 @@ static void dot_bytes(const uint8_t* const* planes, int64_t num_tiles, const int
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
       I weights[P];
-      for (int p = 0; p < P; ++p) {
-        weights[p] = I::load(planes[p] + at + 64 * v);
-        if constexpr (R == 1) __builtin_prefetch(planes[p] + at + 64 * v + kPrefetchBytes);
-      }
+      for (int p = 0; p < P; ++p) weights[p] = I::load(planes[p] + at + 64 * v);
       for (int r = 0; r < R; ++r) {
         const I codes = broadcast_codes(rows[r] + t * kTileInputs + 4 * v);
         for (int p = 0; p < P; ++p) acc[r][p] = dot_bytes_add(acc[r][p], weights[p], codes);
@@ -171,34 +168,39 @@ static void dot_bytes(const uint8_t* const* planes, int64_t num_tiles, const int
     for (int p = 0; p < P; ++p) I::store(sums + (r * P + p) * 16, acc[r][p]);
 }
 
-// sums[p] = codes of one row . codes of INT4 panel p, [P][16] of int32: products of bare codes are multiplied by the
-// group's multiplier once.
-template <int P>
-static void dot_nibbles(const uint8_t* const* panels, int64_t num_tiles, const int8_t* codes, const int32_t* tile_sums,
-                        int32_t* sums) {
+// sums[16] = codes of one row . unsigned codes of one plane, which may come from memory.
+static void dot_byte_row(const uint8_t* plane, int64_t num_tiles, const int8_t* codes, int32_t* sums) {
+  I acc[4] = {I::zero(), I::zero(), I::zero(), I::zero()};
+  for (int64_t t = 0; t < num_tiles; ++t, plane += ChannelPanel::kTileBytes, codes += kTileInputs)
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) {
+      prefetch_far(plane + 64 * v);
+      acc[v % 4] = dot_bytes_add(acc[v % 4], I::load(plane + 64 * v), broadcast_codes(codes + 4 * v));
+    }
+  I::store(sums, I::add(I::add(acc[0], acc[1]), I::add(acc[2], acc[3])));
+}
+
+// The same of an INT4 panel: products of bare codes are multiplied by the group's multiplier once.
+static void dot_nibble_row(const uint8_t* panel, int64_t num_tiles, const int8_t* codes, const int32_t* tile_sums,
+                           int32_t* sums) {
   const ChannelPanel layout{Format::kINT4, num_tiles};
   const I low_bits = I::set1(0x0f0f0f0f);
-  I acc[P];
-  for (int p = 0; p < P; ++p) acc[p] = I::zero();
-  for (int64_t t = 0; t < num_tiles; ++t) {
-    const I offset = I::set1(-8 * tile_sums[t]);
-    const int8_t* x = codes + t * kTileInputs;
+  const uint8_t* tile = panel + layout.codes_at();
+  const uint8_t* multipliers = panel + layout.multipliers_at();
+  I acc = I::zero();
+  for (int64_t t = 0; t < num_tiles; ++t, tile += layout.tile_bytes(), codes += kTileInputs) {
+    I low = I::set1(-8 * tile_sums[t]), high = I::zero();
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-      const uint8_t* tile = panels[p] + layout.codes_at() + t * layout.tile_bytes();
-      I low = offset, high = I::zero();
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        const I both = I::load(tile + 64 * v);
-        __builtin_prefetch(tile + 64 * v + kPrefetchBytes);
-        low = dot_nibbles_add(low, I::both(both, low_bits), broadcast_codes(x + 4 * v));
-        high = dot_nibbles_add(high, I::both(I::template shift<4>(both), low_bits), broadcast_codes(x + 16 + 4 * v));
-      }
-      const I multipliers = load_multipliers(panels[p] + layout.multipliers_at() + t * layout.kTileMultiplierBytes);
-      acc[p] = I::add(acc[p], I::multiply(I::add(low, high), multipliers));
+    for (int v = 0; v < 4; ++v) {
+      const I both = I::load(tile + 64 * v);
+      prefetch_far(tile + 64 * v);
+      low = dot_nibbles_add(low, I::both(both, low_bits), broadcast_codes(codes + 4 * v));
+      high = dot_nibbles_add(high, I::both(I::template shift<4>(both), low_bits), broadcast_codes(codes + 16 + 4 * v));
     }
+    const I m = load_multipliers(multipliers + t * ChannelPanel::kTileMultiplierBytes);
+    acc = I::add(acc, I::multiply(I::add(low, high), m));
   }
-  for (int p = 0; p < P; ++p) I::store(sums + 16 * p, acc[p]);
+  I::store(sums, acc);
 }
 
 // --- linear ----------------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ static void dot_row_block(const uint8_t* const* planes, const QuantizedRows& row
   }
   const int8_t* codes[R];
   for (int r = 0; r < R; ++r) codes[r] = rows.codes(row + r);
-  if constexpr (R == 1 || kBytePanels == 4) {
+  if constexpr (kBytePanels == 4) {
     dot_bytes<R, 4>(planes, rows.num_tiles, codes, sums);
   } else {
     int32_t part[R * kBytePanels * 16];
@@ -227,8 +229,18 @@ static void dot_row_block(const uint8_t* const* planes, const QuantizedRows& row
 
 static void channel_unit(const LinearArgs& args, const ChannelUnit& unit, const QuantizedRows& rows, uint8_t* scratch) {
   int32_t sums[kByteRows * 64];
-  if (args.num_rows == 1 && unit.is_all(Format::kINT4)) {
-    dot_nibbles<4>(unit.panels, rows.num_tiles, rows.codes(0), rows.tile_sums(0), sums);
+  if (args.num_rows == 1) {
+    // a bare nibble has no offset; what is added to the sums of bytes is taken off here
+    for (int place = 0; place < unit.num_places; ++place) {
+      const uint8_t* panel = unit.panels[place];
+      int32_t* sum = sums + 16 * place;
+      if (unit.weights[place]->format == Format::kINT4) {
+        dot_nibble_row(panel, rows.num_tiles, rows.codes(0), rows.tile_sums(0), sum);
+      } else {
+        dot_byte_row(panel + ChannelPanel::kScaleBytes, rows.num_tiles, rows.codes(0), sum);
+        I::store(sum, I::add(I::load(sum), I::set1(-kByteOffset * rows.head(0).sum)));
+      }
+    }
     return write_channels(args, unit, rows, 0, 1, sums, 0);
   }
   const uint8_t* planes[4];

@@ -336,7 +336,8 @@ void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* scratch
   const int columns = static_cast<int>(4 * tile_rows(args.num_rows));
   for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, tile == 4 || tile == 5 ? 64 : columns);
   load_tile_config(config);
-  for (int64_t unit = begin; unit < end; ++unit) linear_unit(args, {unit_panels(args, unit), args.is_gated}, scratch);
+  for (int64_t unit = begin; unit < end; ++unit)
+    linear_unit(args, {unit_panels(args, unit, PanelOrder::kStreams), args.is_gated}, scratch);
   release_tiles();
 }
 
