@@ -199,5 +199,6 @@ def test_an_artifact_serves_short_and_long_contexts(tmp_path: Path, monkeypatch:
     for context_tokens, is_long in ((16, False), (64, True)):
         backend = native.load(packed, isa="scalar", num_threads=1, context_tokens=context_tokens, max_rows=32)
         error = np.abs(backend.forward(batch) - made.expected).max()
-        assert (error <= 1e-4 * np.ptp(made.expected)) == is_long
+        # keys and values are rounded to 11 bits; the other factors give errors many times that
+        assert (error <= 3e-3 * np.ptp(made.expected)) == is_long
         backend.close()
