@@ -1,6 +1,7 @@
 """Predicts time and memory of a plan from the probe of a machine: arithmetic alone, with no constant of any machine.
 
-An operator takes the longer of two times, that of its arithmetic and that of the bytes it reads, and its overhead.
+An operator takes the longer of two times, that of its arithmetic and that of the bytes it reads, and what of the
+shorter does not overlap with it; its overhead comes on top.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCost:
-    """One operator in one step. `compute_s` and `memory_s` overlap; `overhead_s` comes on top."""
+    """One operator in one step. Of the shorter of `compute_s` and `memory_s` the share `overlap` takes no time."""
 
     output: str
     operator: str
@@ -47,11 +48,13 @@ class OperatorCost:
     compute_s: float
     memory_s: float
     overhead_s: float
+    overlap: float = 1.0
 
     @property
     def seconds(self) -> float:
         """Time of the operator."""
-        return max(self.compute_s, self.memory_s) + self.overhead_s
+        shorter, longer = sorted((self.compute_s, self.memory_s))
+        return longer + (1.0 - self.overlap) * shorter + self.overhead_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,7 @@ class CostModel:
                 compute_s=self._compute_s(op, graph, rows, spans) * self._slowdown if rows else 0.0,
                 memory_s=(weight_bytes[index] + kv_bytes[index]) / (rate * self._stream_share(op)),
                 overhead_s=self._probe.overheads.call_s,
+                overlap=self._overlap(op, rows),
             )
             for index, (graph, op, rows) in enumerate(counted)
         )
@@ -250,9 +254,17 @@ class CostModel:
         if isinstance(op, Attention):
             return self._probe.attention.stream_share
         num_bytes = {name: self._weights[name].num_bytes for name in _matrices(op)}
-        if not num_bytes:
+        total = sum(num_bytes.values())
+        if not total:
             return 1.0
-        return sum(num_bytes.values()) / sum(size / self._speeds[name].stream_share for name, size in num_bytes.items())
+        return total / sum(size / self._speeds[name].stream.at(total) for name, size in num_bytes.items())
+
+    def _overlap(self, op: Op, num_rows: int) -> float:
+        """Share of the shorter of the times of arithmetic and memory that is hidden; with one row all, as measured."""
+        matrices = _matrices(op)
+        if num_rows <= 1 or not matrices:
+            return 1.0
+        return sum(self._speeds[name].overlap for name in matrices) / len(matrices)
 
     def _attention_speed(self, op: Attention) -> AttentionSpeed:
         """The figures measured nearest to the operator's heads."""

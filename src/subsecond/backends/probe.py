@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -99,17 +99,35 @@ class RowCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamCurve:
+    """Share of the memory's read rate that an operator with one row reaches, by the bytes that it reads, ascending.
+
+    Straight lines over the logarithm of the bytes, level beyond the ends.
+    """
+
+    num_bytes: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    def at(self, num_bytes: float) -> float:
+        """Share of an operator that reads `num_bytes`."""
+        return _over_logarithm(list(zip(self.num_bytes, self.shares, strict=True)), num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class LinearSpeed:
     """Linears whose weights have one packed format, on all threads.
 
     weight_bytes  bytes of memory a weight takes
     weight_s      seconds a weight, the weights being in cache and the activations packed
-    stream_share  share of the memory's read rate that is reached with one row
+    stream        share of the memory's read rate
+    overlap       with several rows, how much of the shorter of the two times, that of arithmetic and that of memory, is
+                  hidden behind the longer: from 0, they follow each other, to 1
     """
 
     weight_bytes: float
     weight_s: RowCurve
-    stream_share: float
+    stream: StreamCurve
+    overlap: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +188,16 @@ class Probe:
 
 
 def read_rate(rates: Iterable[ReadRate], num_threads: int, num_bytes: float) -> float:
-    """Bytes a second of `num_threads` threads that go through `num_bytes` together over and over.
+    """Bytes a second of `num_threads` threads that go through `num_bytes` together over and over."""
+    points = [(num_threads * rate.thread_bytes, rate.bytes_s) for rate in rates if rate.num_threads == num_threads]
+    return _over_logarithm(points, num_bytes)
 
-    Straight lines between what was measured, over the logarithm of the bytes; level beyond the ends.
-    """
-    curve = [(num_threads * rate.thread_bytes, rate.bytes_s) for rate in rates if rate.num_threads == num_threads]
-    if num_bytes <= curve[0][0]:
-        return curve[0][1]
-    for (low, low_rate), (high, high_rate) in pairwise(curve):
-        if num_bytes < high:
-            return low_rate + math.log(num_bytes / low) / math.log(high / low) * (high_rate - low_rate)
-    return curve[-1][1]
+
+def _over_logarithm(points: Sequence[tuple[int, float]], x: float) -> float:
+    """The value at `x` on straight lines between points over the logarithm of x, level beyond the ends."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (low, low_value), (high, high_value) in pairwise(points):
+        if x < high:
+            return low_value + math.log(x / low) / math.log(high / low) * (high_value - low_value)
+    return points[-1][1]

@@ -130,11 +130,13 @@ def _read(hint: type[T], given: object, where: str) -> T:
 
 def _check(probe: Probe, where: str) -> None:
     """What the types do not say: what a prediction divides by is positive, and curves ascend."""
-    curves = [probe.activation_s, *(speed.weight_s for speed in probe.linears.values())]
-    for curve in curves:
-        is_ascending = all(a < b for a, b in pairwise((0, *curve.rows)))
-        if not curve.rows or len(curve.rows) != len(curve.seconds) or not is_ascending:
-            raise FormatError(f"{where}: rows {shorten(curve.rows)} must ascend from 1, with as many seconds")
+    curves = [
+        (curve.rows, curve.seconds) for curve in (probe.activation_s, *(s.weight_s for s in probe.linears.values()))
+    ]
+    curves += [(speed.stream.num_bytes, speed.stream.shares) for speed in probe.linears.values()]
+    for axis, values in curves:
+        if not axis or len(axis) != len(values) or any(a >= b for a, b in pairwise((0, *axis))):
+            raise FormatError(f"{where}: {shorten(axis)} must ascend from 1, with a value for each")
     sizes = [(rate.num_threads, rate.thread_bytes) for rate in probe.read_rates]
     if not sizes or sorted(set(sizes)) != sizes or min(min(sizes)) < 1:
         raise FormatError(f"{where}: read_rates must ascend by threads and bytes")
@@ -145,10 +147,11 @@ def _check(probe: Probe, where: str) -> None:
         raise FormatError(f"{where}: linears and the speeds of attention must have entries")
     if set(probe.values) != set(VALUE_OPERATORS):
         raise FormatError(f"{where}: values are of {shorten(sorted(probe.values))}; they must be of {VALUE_OPERATORS}")
-    stream_shares = [probe.attention.stream_share, *(speed.stream_share for speed in probe.linears.values())]
+    speeds = probe.linears.values()
+    stream_shares = [probe.attention.stream_share, *(share for speed in speeds for share in speed.stream.shares)]
     divisors = {
         "bytes_s": min(rate.bytes_s for rate in probe.read_rates),
-        "weight_bytes": min(speed.weight_bytes for speed in probe.linears.values()),
+        "weight_bytes": min(speed.weight_bytes for speed in speeds),
         "stream_share": min(stream_shares),
         "head_dim": min(speed.head_dim for speed in probe.attention.speeds),
         "group": min(speed.group for speed in probe.attention.speeds),
@@ -156,6 +159,11 @@ def _check(probe: Probe, where: str) -> None:
     for name, value in divisors.items():
         if value < LEAST_DIVISOR:
             raise FormatError(f"{where}: {name} is {value:g}; it must be at least {LEAST_DIVISOR:g}")
-    for name, value in {"stream_share": max(stream_shares), "head_share": probe.attention.head_share}.items():
+    shares = {
+        "stream_share": max(stream_shares),
+        "overlap": max(speed.overlap for speed in speeds),
+        "head_share": probe.attention.head_share,
+    }
+    for name, value in shares.items():
         if value > 1:
             raise FormatError(f"{where}: {name} is {value:g}; it must be at most 1")

@@ -91,7 +91,7 @@ def _linear_line(name: str, speed: Mapping[str, Any]) -> str:
     rows, seconds = speed["weight_s"]["rows"], speed["weight_s"]["seconds"]
     return (
         f"{name}: {speed['weight_bytes'] / seconds[0] / 1e9:.3g} GB/s with one row and weights in cache, "
-        f"{speed['stream_share']:.0%} of the read rate from memory, "
+        f"{min(speed['stream']['shares']):.0%} to {max(speed['stream']['shares']):.0%} of the read rate from memory, "
         f"{2 * rows[-1] / seconds[-1] / 1e12:.3g} x 10^12 operations/s with {rows[-1]} rows"
     )
 

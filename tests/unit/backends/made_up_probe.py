@@ -18,6 +18,7 @@ from subsecond.backends.probe import (
     Probe,
     ReadRate,
     RowCurve,
+    StreamCurve,
 )
 from subsecond.graph.builder import GraphBuilder
 from subsecond.graph.memory import plan_memory
@@ -37,8 +38,8 @@ PROBE = Probe(
     ),
     overheads=Overheads(step_s=1e-5, call_s=1e-6, barrier_s=1e-7, run_s=2e-7, sample_s=5e-6, logit_s=1e-9),
     linears={
-        "Q4_0": LinearSpeed(0.5625, RowCurve((1, 8), (1e-11, 4e-11)), 0.5),
-        "Q8_0": LinearSpeed(1.0625, RowCurve((1, 8), (2e-11, 8e-11)), 0.8),
+        "Q4_0": LinearSpeed(0.5625, RowCurve((1, 8), (1e-11, 4e-11)), StreamCurve((1000, 100_000), (0.5, 0.25)), 0.5),
+        "Q8_0": LinearSpeed(1.0625, RowCurve((1, 8), (2e-11, 8e-11)), StreamCurve((1000, 100_000), (0.8, 0.4)), 0.75),
     },
     activation_s=RowCurve((1, 8), (1e-10, 4e-10)),
     attention=AttentionFigures(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from subsecond.backends.cost import CostModel, Span, WeightSize, predict
-from subsecond.backends.probe import LinearSpeed, Overheads, Probe, RowCurve, read_rate
+from subsecond.backends.probe import LinearSpeed, Overheads, Probe, RowCurve, StreamCurve, read_rate
 from subsecond.backends.probe_store import parse_probe, probe_json
 from subsecond.cli.probe_report import probe_rows
 from subsecond.core.errors import InputError
@@ -50,7 +50,7 @@ def test_twice_the_bandwidth_takes_half_the_time_of_what_memory_bounds() -> None
 
 def test_bandwidth_is_of_no_matter_to_what_arithmetic_bounds() -> None:
     fast, faster = scaled_rates(PROBE, 1e6), scaled_rates(PROBE, 2e6)
-    assert tiny(fast).ttft_s(20, 8) == tiny(faster).ttft_s(20, 8)
+    assert tiny(fast).ttft_s(20, 8) == pytest.approx(tiny(faster).ttft_s(20, 8), rel=1e-3)
 
 
 def test_half_the_threads_take_twice_the_time_of_arithmetic() -> None:
@@ -73,9 +73,12 @@ def test_more_threads_than_were_measured_are_refused(num_threads: int) -> None:
         tiny(PROBE, num_threads)
 
 
-def test_an_operator_takes_the_longer_of_its_two_times_and_its_overhead() -> None:
-    for cost in tiny(PROBE).operators([Span(4, 0)], 1):
-        assert cost.seconds == max(cost.compute_s, cost.memory_s) + 1e-6
+def test_an_operator_takes_the_longer_of_its_two_times_what_does_not_overlap_and_its_overhead() -> None:
+    for num_rows in (1, 4):
+        for cost in tiny(PROBE).operators([Span(num_rows, 0)], 1):
+            is_mixed = num_rows > 1 and cost.operator == "Linear" and cost.output != "logits"
+            shown = 0.25 * min(cost.compute_s, cost.memory_s) if is_mixed else 0.0
+            assert cost.seconds == pytest.approx(max(cost.compute_s, cost.memory_s) + shown + 1e-6)
 
 
 def test_a_linear_by_hand() -> None:
@@ -179,7 +182,7 @@ def test_a_format_that_was_not_measured_takes_the_figures_of_one_as_large_and_sa
 
 def test_a_measured_format_needs_no_more_than_its_figures() -> None:
     plan, sizes = with_new_format(16)
-    speed = LinearSpeed(1.0, RowCurve((1, 8), (5e-11, 9e-11)), 0.9)
+    speed = LinearSpeed(1.0, RowCurve((1, 8), (5e-11, 9e-11)), StreamCurve((1,), (0.9,)), 0.5)
     model = CostModel(plan, sizes, replace(PROBE, linears={**PROBE.linears, "NEW": speed}))
     assert model.tpot_s(4) != CostModel(plan, sizes, PROBE).tpot_s(4)
 
@@ -200,6 +203,11 @@ def test_a_curve_is_straight_between_its_points_and_beyond() -> None:
     assert RowCurve((1, 2), (5.0, 1.0)).at(9) == 0.0  # time is never negative
 
 
+def test_a_share_of_the_read_rate_goes_by_the_bytes_that_are_read() -> None:
+    curve = StreamCurve((100, 10_000), (0.8, 0.4))
+    assert [curve.at(size) for size in (1, 100, 1000, 10_000, 1e9)] == pytest.approx([0.8, 0.8, 0.6, 0.4, 0.4])
+
+
 def test_read_rates_lie_between_those_of_the_nearest_working_sets() -> None:
     rates = PROBE.read_rates
     assert read_rate(rates, 2, 1) == read_rate(rates, 2, 2 << 10) == 6e10
@@ -207,7 +215,7 @@ def test_read_rates_lie_between_those_of_the_nearest_working_sets() -> None:
     assert read_rate(rates, 2, 2 << 17) == pytest.approx((6e10 + 1.5e10) / 2)
 
 
-LABELS = {"rows", "thread_bytes", "num_threads", "head_dim", "group", "weight_bytes"}
+LABELS = {"rows", "num_bytes", "thread_bytes", "num_threads", "head_dim", "group", "weight_bytes"}
 """What a figure was measured with; another would make it the figure of something else."""
 SHOWN_ONLY = {("processor_share",), ("overheads", "barrier_s"), ("overheads", "run_s")}
 """What no prediction needs, and people read; the peaks too."""

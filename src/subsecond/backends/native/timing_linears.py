@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
 
 from subsecond import _native
 from subsecond.backends.native.trial import Runner, Trial, WeightPool
-from subsecond.backends.probe import LinearSpeed, ReadRate, RowCurve, read_rate
+from subsecond.backends.probe import LinearSpeed, ReadRate, RowCurve, StreamCurve, read_rate
 
 WIDTH = 2048  # inputs
 # Numbers of rows, and the outputs that linears have at least; all threads get the same number of units of work.
 FEW_ROWS, FEW_ROWS_OUTPUTS = (1, 2, 4, 8, 16, 32), 1024
 MANY_ROWS, MANY_ROWS_OUTPUTS = (128,), 2048
 UNIT_OUTPUTS = 64  # of a thread; what a linear of these takes is mostly packing
-# Of linears that are read from memory, and how many follow each other; what another format left in cache disturbs the
-# first of them.
-COLD_OUTPUTS, NUM_COLD = 1600, 3
+# Of linears that are read from memory, in this order; what another format left in cache disturbs the first of a format.
+# Powers of two are avoided, since places so far apart share banks of the memory.
+COLD_OUTPUTS = (7936, 1600, 1600)
+COLD_ROWS = 8  # with which it is seen how reading and arithmetic overlap
 NUM_RUNS, NUM_LONG_RUNS = 8, 4
 LEAST_SHARE = 0.1  # of a linear's time is its weights', whatever packing seems to take
 
@@ -61,23 +61,21 @@ class LinearTimer:
         least_s = {kind: LEAST_SHARE * seconds[kind] for kind in self.formats}
         return {kind: max(rest_s[kind], least_s[kind]) / (WIDTH * outputs) for kind in self.formats}, pack_s / WIDTH
 
-    def stream_shares(self, activation_s: float, read_rates: Sequence[ReadRate]) -> dict[str, float]:
-        """Share of the read rate that linears of each format reach with one row, their weights coming from memory."""
+    def cold_seconds(self, num_rows: Sequence[int]) -> list[dict[tuple[str, int], float]]:
+        """For each number of rows, seconds of linears by format and outputs, their weights coming from memory."""
         trial = Trial(self.pool)
         trial.source("x", WIDTH)
-        num_weights = self.outputs(COLD_OUTPUTS) * WIDTH
+        outputs = [self.outputs(least) for least in COLD_OUTPUTS]
         for kind in self.formats:
-            for index in range(NUM_COLD):
-                trial.linear(f"{kind} {index}", "x", kind, self.outputs(COLD_OUTPUTS))
-        seconds = trial.start("x", self.isa, self.num_threads, 1).operator_seconds(NUM_RUNS, 1)
-        rate = read_rate(read_rates, self.num_threads, NUM_COLD * num_weights * sum(map(self.bytes_of, self.formats)))
-        extra_s = self.call_s + activation_s * WIDTH
-        shares = {}
-        for kind in self.formats:
-            all_s = mean(seconds[f"{kind} {index}"] for index in range(1, NUM_COLD))
-            work_s = max(all_s - extra_s, LEAST_SHARE * all_s)
-            shares[kind] = min(num_weights * self.bytes_of(kind) / (work_s * rate), 1.0)
-        return shares
+            for index, num_outputs in enumerate(outputs):
+                trial.linear(f"{kind} {index}", "x", kind, num_outputs)
+        last = {num_outputs: index for index, num_outputs in enumerate(outputs)}  # of each size
+        runner = trial.start("x", self.isa, self.num_threads, max(num_rows))
+        found = []
+        for count in num_rows:
+            seconds = runner.operator_seconds(NUM_LONG_RUNS, count)
+            found.append({(kind, size): seconds[f"{kind} {i}"] for kind in self.formats for size, i in last.items()})
+        return found
 
     @property
     def _smallest(self) -> str:
@@ -105,15 +103,39 @@ def time_linears(
             if rows and begin_s + last_s * num_rows / rows[-1] > deadline_s:
                 break
             num_runs = NUM_RUNS if num_rows in FEW_ROWS else NUM_LONG_RUNS
-            weights, packing = timer.split(runner.operator_seconds(num_runs, num_rows), outputs)
+            weights, pack_s = timer.split(runner.operator_seconds(num_runs, num_rows), outputs)
             rows.append(num_rows)
-            activation_s.append(packing)
+            activation_s.append(pack_s)
             for kind, seconds in weights.items():
                 weight_s[kind].append(seconds)
             last_s = time.perf_counter() - begin_s
-    shares = timer.stream_shares(activation_s[0], read_rates)
-    speeds = {
-        kind: LinearSpeed(timer.bytes_of(kind), RowCurve(tuple(rows), tuple(weight_s[kind])), shares[kind])
-        for kind in timer.formats
-    }
-    return speeds, RowCurve(tuple(rows), tuple(activation_s))
+    packing = RowCurve(tuple(rows), tuple(activation_s))
+    curves = {kind: RowCurve(tuple(rows), tuple(seconds)) for kind, seconds in weight_s.items()}
+    return _with_memory(timer, curves, packing, read_rates), packing
+
+
+def _with_memory(
+    timer: LinearTimer, curves: Mapping[str, RowCurve], packing: RowCurve, read_rates: Sequence[ReadRate]
+) -> dict[str, LinearSpeed]:
+    """Speeds of each format with what its weights' way from memory adds to the curves of arithmetic."""
+    num_rows = [1, COLD_ROWS] if packing.rows[-1] >= COLD_ROWS else [1]
+    cold = timer.cold_seconds(num_rows)
+    sizes = sorted({size for _, size in cold[0]})
+    num_bytes = {(kind, size): round(size * WIDTH * timer.bytes_of(kind)) for kind, size in cold[0]}
+    rate = read_rate(read_rates, timer.num_threads, sum(num_bytes.values()))
+
+    def work_s(index: int, kind: str, size: int) -> float:
+        all_s = cold[index][kind, size]
+        return max(all_s - timer.call_s - packing.at(num_rows[index]) * WIDTH, LEAST_SHARE * all_s)
+
+    speeds = {}
+    for kind, curve in curves.items():
+        shares = [min(num_bytes[kind, size] / (work_s(0, kind, size) * rate), 1.0) for size in sizes]
+        stream = StreamCurve(tuple(num_bytes[kind, size] for size in sizes), tuple(shares))
+        overlap = 1.0
+        if len(num_rows) > 1:
+            times = (sizes[0] * WIDTH * curve.at(COLD_ROWS), work_s(0, kind, sizes[0]))
+            hidden_s = sum(times) - work_s(1, kind, sizes[0])
+            overlap = min(max(hidden_s / min(times), 0.0), 1.0)
+        speeds[kind] = LinearSpeed(timer.bytes_of(kind), curve, stream, overlap)
+    return speeds
