@@ -6,6 +6,7 @@
 // kFloatRows and kColumnBlock.
 
 #include "elementwise.inl.h"
+#include "logits.inl.h"
 #include "tile_scales.inl.h"
 
 // --- element-wise operators -----------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
 }
 
 static constexpr Kernels make_kernels(const char* isa) {
-  return Kernels{isa,      "i16",    "f32",  activation_bytes, scratch_bytes, head_bytes, pack_rows,
-                 linear,   store_kv, attend, attend_rows,      normalize,     rope,       gated_activation,
-                 activate, add,      scale,  softcap,          softmax,       add_scaled, unpack_row};
+  return Kernels{isa,      "i16",   "f32",       activation_bytes, scratch_bytes, head_bytes,       pack_rows, linear,
+                 store_kv, attend,  attend_rows, normalize,        rope,          gated_activation, activate,  add,
+                 scale,    softcap, softmax,     add_scaled,       unpack_row,    block_maxima,     sum_exp};
 }

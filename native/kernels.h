@@ -13,8 +13,9 @@
 
 namespace subsecond {
 
-constexpr int64_t kBlockTokens = 32;  // positions in a key/value block
-constexpr int64_t kGroupRows = 16;    // rows that pack_rows handles at once
+constexpr int64_t kBlockTokens = 32;   // positions in a key/value block
+constexpr int64_t kGroupRows = 16;     // rows that pack_rows handles at once
+constexpr int64_t kLogitsBlock = 256;  // logits that block_maxima gives one value of
 
 // A float32 matrix whose rows are `stride` floats apart.
 struct Matrix {
@@ -136,6 +137,11 @@ struct Kernels {
   void (*add_scaled)(const float* input, float* output, int64_t width, float factor);
   // Row `index` of a weight as float32[num_inputs].
   void (*unpack_row)(const PackedWeight&, int64_t index, float* output);
+
+  // Reductions over a row of logits; NaN counts as -inf. The largest of every kLogitsBlock of them:
+  void (*block_maxima)(const float* logits, int64_t width, float* maxima);
+  // The sum of e^((logit - peak) * scale), peak being the largest.
+  double (*sum_exp)(const float* logits, int64_t width, float peak, float scale);
 };
 
 // A unit of work in a linear: up to four panels that are read as parallel streams, each going on where the unit before
