@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu_features.h"
 #include "sampler.h"
 
 namespace nb = nanobind;
@@ -60,7 +61,7 @@ nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
     const Vector<float>& frequency_penalty, const Vector<uint64_t>& seed, const Vector<int32_t>& sample_index,
     const Vector<int32_t>& position, const Vector<int32_t>& bias_offsets, const Vector<int32_t>& bias_ids,
     const Vector<float>& bias_values, const Vector<int32_t>& history_offsets, const Vector<int32_t>& history_ids,
-    const Vector<int32_t>& history_counts, int64_t num_logprobs) {
+    const Vector<int32_t>& history_counts, int64_t num_logprobs, const std::string& isa, int num_threads) {
   const int64_t num_rows = static_cast<int64_t>(logits.shape(0));
   const int64_t vocab_size = static_cast<int64_t>(logits.shape(1));
   const int64_t num_biases = static_cast<int64_t>(bias_ids.shape(0));
@@ -68,7 +69,12 @@ nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
   if (vocab_size < 1 || vocab_size > INT32_MAX) throw nb::value_error("logits need 1 to 2^31 - 1 columns");
   if (num_logprobs < 0 || num_logprobs > vocab_size)
     throw nb::value_error("num_logprobs must lie between 0 and the size of the vocabulary");
+  const Kernels* kernels = find_kernels(isa);
+  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  if (num_threads < 1 || num_threads > 1024) throw nb::value_error("num_threads must lie between 1 and 1024");
   const SampleInput input{
+      .kernels = kernels,
+      .num_threads = num_threads,
       .logits = logits.data(),
       .num_rows = num_rows,
       .vocab_size = vocab_size,
@@ -116,6 +122,7 @@ void bind_sampler(nb::module_& module) {
              nb::arg("position").noconvert(), nb::arg("bias_offsets").noconvert(), nb::arg("bias_ids").noconvert(),
              nb::arg("bias_values").noconvert(), nb::arg("history_offsets").noconvert(),
              nb::arg("history_ids").noconvert(), nb::arg("history_counts").noconvert(), nb::arg("num_logprobs"),
+             nb::arg("isa"), nb::arg("num_threads"),
              "Draws one token a row: (token_ids, logprobs, top_ids, top_logprobs, first row without a distribution or "
              "-1). Arguments as in SampleBatch.");
 }

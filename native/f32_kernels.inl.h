@@ -7,6 +7,7 @@
 // kByteOffset (what dot_bytes_add leaves in a byte of a weight).
 
 #include "elementwise.inl.h"
+#include "logits.inl.h"
 #include "tile_scales.inl.h"
 
 // --- element-wise operators -----------------------------------------------------------------------------------------
@@ -232,5 +233,7 @@ static constexpr Kernels make_kernels(const char* isa) {
           .softmax = softmax,
           .add_scaled = add_scaled,
           .rotate = rotate,
-          .unpack_row = unpack_row};
+          .unpack_row = unpack_row,
+          .block_maxima = block_maxima,
+          .sum_exp = sum_exp};
 }

@@ -17,9 +17,10 @@
 
 namespace subsecond {
 
-constexpr int64_t kBlockTokens = 32;  // positions in a key/value block
-constexpr int64_t kPartTokens = 256;  // positions in a part of attention
-constexpr int64_t kGroupRows = 16;    // rows that pack_rows handles at once
+constexpr int64_t kBlockTokens = 32;   // positions in a key/value block
+constexpr int64_t kPartTokens = 256;   // positions in a part of attention
+constexpr int64_t kGroupRows = 16;     // rows that pack_rows handles at once
+constexpr int64_t kLogitsBlock = 256;  // logits that block_maxima gives one value of
 
 // A float32 matrix whose rows are `stride` floats apart.
 struct Matrix {
@@ -158,6 +159,11 @@ struct Kernels {
   void (*rotate)(float* row, int64_t width);
   // Row `index` of a weight of a stored format as float32[num_inputs].
   void (*unpack_row)(const PackedWeight&, int64_t index, float* output);
+
+  // Reductions over a row of logits; NaN counts as -inf. The largest of every kLogitsBlock of them:
+  void (*block_maxima)(const float* logits, int64_t width, float* maxima);
+  // The sum of e^((logit - peak) * scale), peak being the largest.
+  double (*sum_exp)(const float* logits, int64_t width, float peak, float scale);
 };
 
 // A unit of work in a linear: up to four panels. Of a gated linear, the last two are the up projection's partners of

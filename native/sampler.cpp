@@ -1,111 +1,46 @@
 // The sampler: bias and penalties, log-probabilities, temperature, cuts, and a draw by inverse CDF with random numbers
-// that depend on (seed, sample, position) alone. Written for the compiler's vectorizer: no instruction set is named.
+// that depend on (seed, sample, position) alone.
 #include "sampler.h"
 
 #include <algorithm>
-#include <bit>
+#include <atomic>
 #include <cmath>
-#include <cstring>
+#include <exception>
 #include <functional>
 #include <limits>
+#include <mutex>
 #include <span>
 #include <vector>
+
+#include "thread_pool.h"
 
 namespace subsecond {
 namespace {
 
 constexpr float kNoLogit = -std::numeric_limits<float>::infinity();
-constexpr int64_t kBlock = 256;  // values summed in float before they join the sum in double
+constexpr int64_t kSharedLogits = 1 << 16;  // from this many on rows are shared among threads: tens of microseconds
 
-// Four floats, the width that every processor has. The vector types of gcc and clang keep the order of additions ours;
-// without them the compiler must not vectorize these loops, and they would take four times as long.
-using Float4 = float __attribute__((vector_size(16)));
-using Int4 = int32_t __attribute__((vector_size(16)));
-constexpr int64_t kStride = 16;  // four independent accumulators hide the latency of an addition
-
-inline Float4 load(const float* values) {
-  Float4 loaded;
-  std::memcpy(&loaded, values, sizeof(loaded));
-  return loaded;
-}
-
-inline Float4 splat(float value) { return Float4{value, value, value, value}; }
-
-// Largest of up to kBlock values; NaN loses every comparison.
-float block_max(const float* values, int64_t count) {
-  Float4 largest[4] = {splat(kNoLogit), splat(kNoLogit), splat(kNoLogit), splat(kNoLogit)};
-  int64_t i = 0;
-  for (; i + kStride <= count; i += kStride)
-    for (int64_t j = 0; j < 4; ++j) {
-      const Float4 value = load(values + i + 4 * j);
-      largest[j] = value > largest[j] ? value : largest[j];
-    }
-  float result = kNoLogit;
-  for (const Float4& four : largest)
-    for (int64_t j = 0; j < 4; ++j) result = four[j] > result ? four[j] : result;
-  for (; i < count; ++i) result = values[i] > result ? values[i] : result;
-  return result;
-}
-
-// A row with the largest value of each kBlock of it, which lets later passes leave out most of the row.
+// A row with the largest value of each kLogitsBlock of it, which lets later passes leave out most of the row.
 struct Row {
+  const Kernels& kernels;
   std::span<const float> logits;
   std::vector<float> block_maxima;
   float peak = kNoLogit;
   int32_t peak_id = 0;  // the lowest id that has the peak
 
-  explicit Row(std::span<const float> row) : logits(row) {
-    const int64_t size = static_cast<int64_t>(row.size());
-    block_maxima.reserve(static_cast<size_t>(size / kBlock + 1));
-    int64_t peak_begin = 0;
-    for (int64_t begin = 0; begin < size; begin += kBlock) {
-      block_maxima.push_back(block_max(row.data() + begin, std::min(kBlock, size - begin)));
-      if (block_maxima.back() > peak) {
-        peak = block_maxima.back();
-        peak_begin = begin;
-      }
-    }
-    const auto found = std::find(row.begin() + peak_begin, row.end(), peak);
+  Row(const Kernels& row_kernels, std::span<const float> row)
+      : kernels(row_kernels), logits(row), block_maxima((row.size() + kLogitsBlock - 1) / kLogitsBlock) {
+    kernels.block_maxima(row.data(), static_cast<int64_t>(row.size()), block_maxima.data());
+    const auto highest = std::max_element(block_maxima.begin(), block_maxima.end());
+    peak = *highest;
+    const auto found = std::find(row.begin() + (highest - block_maxima.begin()) * kLogitsBlock, row.end(), peak);
     if (found != row.end()) peak_id = static_cast<int32_t>(found - row.begin());
   }
-};
 
-// 2^y for y <= 0, relative error below 2.5e-7, exact at 0. Below -125, and for NaN, it is 0. The polynomial is the
-// minimax one (relative error) of degree 5 on [-0.5, 0.5] with constant term 1.
-inline Float4 exp2_nonpositive(Float4 y) {
-  const Float4 round = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const Float4 shifted = y + round;
-  const Float4 f = y - (shifted - round);
-  Float4 p = splat(0.00132647285f);
-  p = p * f + splat(0.00967151299f);
-  p = p * f + splat(0.0555073358f);
-  p = p * f + splat(0.240222424f);
-  p = p * f + splat(0.693147004f);
-  p = p * f + splat(1.0f);
-  const Int4 power = std::bit_cast<Int4>(p) + (std::bit_cast<Int4>(shifted) << 23);
-  return std::bit_cast<Float4>(power & (y > splat(-125.0f)));
-}
-
-// Sum over the row of e^((logit - peak) * scale).
-double sum_exp(const Row& row, float scale) {
-  const int64_t size = static_cast<int64_t>(row.logits.size());
-  const Float4 peak = splat(row.peak);
-  const Float4 log2_scale = splat(scale * 1.44269504f);
-  double total = 0.0;
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, size);
-    Float4 sums[4] = {};
-    int64_t i = begin;
-    for (; i + kStride <= end; i += kStride)
-      for (int64_t j = 0; j < 4; ++j)
-        sums[j] += exp2_nonpositive((load(row.logits.data() + i + 4 * j) - peak) * log2_scale);
-    const Float4 sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    float block_sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    for (; i < end; ++i) block_sum += exp2_nonpositive((splat(row.logits[i]) - peak) * log2_scale)[0];
-    total += block_sum;
+  double sum_exp(float scale) const {
+    return kernels.sum_exp(logits.data(), static_cast<int64_t>(logits.size()), peak, scale);
   }
-  return total;
-}
+};
 
 // Philox 4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011): one block,
 // counter (position, sample, 0, 0), key = seed. The first 53 bits as a fraction in [0, 1).
@@ -151,8 +86,8 @@ class Ranking {
     if (low >= collected_from_) return;
     for (size_t block = 0; block < row_.block_maxima.size(); ++block) {
       if (row_.block_maxima[block] < low) continue;
-      const size_t begin = block * kBlock;
-      const size_t end = std::min(begin + kBlock, row_.logits.size());
+      const size_t begin = block * kLogitsBlock;
+      const size_t end = std::min(begin + kLogitsBlock, row_.logits.size());
       for (size_t i = begin; i < end; ++i) {
         const float logit = row_.logits[i] == row_.logits[i] ? row_.logits[i] : kNoLogit;
         if (logit >= low && logit < collected_from_) candidates_.push_back({logit, static_cast<int32_t>(i)});
@@ -235,7 +170,7 @@ class Draw {
   double mass_before_top_p() {
     if (limit_ == static_cast<int64_t>(row_.logits.size())) {
       const float scale = static_cast<float>(std::min(1.0 / cuts_.temperature, 1e30));
-      return sum_exp(row_, scale);
+      return row_.sum_exp(scale);
     }
     reach(limit_ - 1);
     return cumulative_.back();
@@ -298,8 +233,7 @@ void report_logprobs(Ranking& ranking, double log_total, int64_t count, int32_t*
   }
 }
 
-}  // namespace
-
+// Draws one row, and nothing but that row decides the result; false when it has no distribution.
 bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& output) {
   const size_t vocab_size = static_cast<size_t>(input.vocab_size);
   std::span<const float> logits(input.logits + row * input.vocab_size, vocab_size);
@@ -311,7 +245,7 @@ bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& outpu
   }
   int32_t* top_ids = output.top_ids + row * input.num_logprobs;
   float* top_logprobs = output.top_logprobs + row * input.num_logprobs;
-  const Row values(logits);
+  const Row values(*input.kernels, logits);
   if (!std::isfinite(values.peak)) {
     output.token_ids[row] = 0;
     output.logprobs[row] = kNoLogit;
@@ -325,18 +259,35 @@ bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& outpu
     const Cuts cuts{input.temperature[row], input.top_k[row], input.top_p[row], input.min_p[row]};
     token = Draw(values, cuts, ranking).token(uniform(input.seed[row], input.sample_index[row], input.position[row]));
   }
-  const double log_total = static_cast<double>(values.peak) + std::log(sum_exp(values, 1.0f));
+  const double log_total = static_cast<double>(values.peak) + std::log(values.sum_exp(1.0f));
   output.token_ids[row] = token;
   output.logprobs[row] = static_cast<float>(static_cast<double>(logits[static_cast<size_t>(token)]) - log_total);
   report_logprobs(ranking, log_total, input.num_logprobs, top_ids, top_logprobs);
   return true;
 }
 
+}  // namespace
+
 int64_t sample(const SampleInput& input, const SampleOutput& output) {
-  int64_t first_failed = -1;
-  for (int64_t row = 0; row < input.num_rows; ++row)
-    if (!sample_row(input, row, output) && first_failed < 0) first_failed = row;
-  return first_failed;
+  std::atomic<int64_t> next{0}, first_failed{input.num_rows};
+  std::exception_ptr error;
+  std::once_flag has_error;
+  const auto draw_rows = [&] {
+    try {
+      for (int64_t row; (row = next.fetch_add(1)) < input.num_rows;) {
+        if (sample_row(input, row, output)) continue;
+        for (int64_t first = first_failed; row < first && !first_failed.compare_exchange_weak(first, row);) continue;
+      }
+    } catch (...) {  // no memory
+      std::call_once(has_error, [&] { error = std::current_exception(); });
+    }
+  };
+  if (input.num_threads > 1 && input.num_rows > 1 && input.num_rows * input.vocab_size >= kSharedLogits)
+    ThreadPool::instance().run(input.num_threads, [&](int, Barrier&) { draw_rows(); });
+  else
+    draw_rows();
+  if (error) std::rethrow_exception(error);
+  return first_failed < input.num_rows ? first_failed.load() : -1;
 }
 
 }  // namespace subsecond

@@ -1,13 +1,17 @@
-// Draws one token from each row of logits; knows nothing of Python, threads or where the logits came from.
+// Draws one token from each row of logits; knows nothing of Python or of where the logits came from.
 #pragma once
 
 #include <cstdint>
+
+#include "kernels.h"
 
 namespace subsecond {
 
 // The fields of backends/batch.py SampleBatch as pointers; one entry a row unless the name says otherwise.
 // Ids must lie in [0, vocab_size), offsets must ascend from 0: the caller checks both.
 struct SampleInput {
+  const Kernels* kernels;
+  int num_threads;
   const float* logits;  // [num_rows, vocab_size], left unchanged
   int64_t num_rows;
   int64_t vocab_size;
@@ -38,12 +42,9 @@ struct SampleOutput {
   float* top_logprobs;
 };
 
-// Draws every row. Returns -1, or the first row that has no distribution: its largest logit after bias and penalties
-// is not a finite number. Such a row gets token 0 with log-probability -inf. NaN logits count as -inf.
+// Draws every row, several at once where that is worth it. Returns -1, or the first row that has no distribution: its
+// largest logit after bias and penalties is not a finite number. Such a row gets token 0 with log-probability -inf. NaN
+// logits count as -inf.
 int64_t sample(const SampleInput& input, const SampleOutput& output);
-
-// Draws one row, and nothing but that row decides the result; false when it has no distribution. Rows may be drawn
-// by different threads at once.
-bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& output);
 
 }  // namespace subsecond

@@ -214,6 +214,10 @@ void test_element_wise(const Kernels& kernels, std::vector<SelfTestResult>& resu
   compare("softcap", [&](const Kernels& k, Matrix out) { k.softcap(l, out, width, 2.0f, 0, num_rows); });
   compare("softmax", [&](const Kernels& k, Matrix out) { k.softmax(l.row(0), out.row(0), width); });
   compare("add_scaled", [&](const Kernels& k, Matrix out) { k.add_scaled(l.row(0), out.row(0), width, 0.3f); });
+  compare("block_maxima", [&](const Kernels& k, Matrix out) { k.block_maxima(l.row(0), width, out.row(0)); });
+  compare("sum_exp", [&](const Kernels& k, Matrix out) {
+    *out.row(0) = static_cast<float>(k.sum_exp(l.row(0), width, 8.0f, 0.7f));
+  });
   for (const bool is_interleaved : {false, true})
     compare(is_interleaved ? "rope_interleaved" : "rope_halves", [&](const Kernels& k, Matrix out) {
       k.rope(l, out, {angles.data(), 12, is_interleaved}, head_dim, width / head_dim, positions, 0, num_rows);

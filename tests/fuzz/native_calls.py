@@ -210,6 +210,8 @@ def run_sampler(folder: Path) -> None:
         stream.ints(ids),
         stream.ints([1] * num_ids),
         min(stream.size(stream.byte() % 4), 2**20),
+        "",
+        1 + stream.byte() % 2,
     )
     token_ids = result[0]
     assert ((token_ids >= 0) & (token_ids < vocab_size)).all(), "a token outside of the vocabulary was drawn"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from subsecond import _native
 from subsecond.backends.batch import Float32, SampleBatch
 from subsecond.backends.sampling import sample
 from subsecond.core.errors import SubsecondError
@@ -110,6 +111,26 @@ def test_a_real_vocabulary_matches_the_plain_sampler() -> None:
     logits = rng.normal(0, 3, (24, VOCAB_SIZE)).astype(np.float32)
     assert_same(logits, random_batch(rng, 24, VOCAB_SIZE))
     assert_same(logits * np.float32(0.01), make_batch(24, num_logprobs=20, seed=3))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_neither_instruction_set_nor_threads_change_a_bit(num_threads: int) -> None:
+    rng = np.random.default_rng(3)
+    logits = np.concatenate([random_logits(rng, 15, VOCAB_SIZE), rng.normal(0, 3, (9, VOCAB_SIZE)).astype(np.float32)])
+    batch = random_batch(rng, 24, VOCAB_SIZE)
+    logits[0] = 0
+    expected = sample(logits, batch, isa="scalar")
+    for isa in _native.available_isas():
+        result = sample(logits, batch, isa=isa, num_threads=num_threads)
+        for name in ("token_ids", "logprobs", "top_ids", "top_logprobs"):
+            np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), f"{isa} {name}")
+
+
+def test_the_first_row_without_a_distribution_is_named_with_threads_too() -> None:
+    logits = np.zeros((40, VOCAB_SIZE), np.float32)
+    logits[[7, 30]] = np.nan
+    with pytest.raises(SubsecondError, match="row 7 "):
+        sample(logits, make_batch(40), num_threads=2)
 
 
 def test_the_input_is_left_unchanged() -> None:

@@ -7,8 +7,10 @@ from subsecond.backends.batch import Float32, SampleBatch, SampleResult
 from subsecond.core.errors import SubsecondError
 
 
-def sample(logits: Float32, batch: SampleBatch) -> SampleResult:
+def sample(logits: Float32, batch: SampleBatch, *, isa: str = "", num_threads: int = 1) -> SampleResult:
     """Draw one token from each row of `logits` [rows, vocab], a contiguous array that is left unchanged.
+
+    `isa` is the instruction set to use, "" for the best here; it changes no bit of the result, nor do the threads.
 
     Order: logit bias, repetition penalty, presence and frequency penalties; log-probabilities are of the distribution
     at this point. Temperature 0 takes the most likely token; otherwise temperature, top_k, top_p (of the mass that
@@ -35,6 +37,8 @@ def sample(logits: Float32, batch: SampleBatch) -> SampleResult:
         batch.history_ids,
         batch.history_counts,
         batch.num_logprobs,
+        isa,
+        num_threads,
     )
     if failed_row >= 0:
         raise SubsecondError(

@@ -129,7 +129,7 @@ class NativeBackend:
 
     def sample(self, batch: SampleBatch) -> SampleResult:
         """Draw from the logits of the last step."""
-        return sample(self._logits, batch)
+        return sample(self._logits, batch, isa=self.isa, num_threads=self.config.num_threads)
 
     def profile(self, is_on: bool) -> None:
         """Start (and reset) or stop timing every operator."""
