@@ -40,7 +40,9 @@ def measure_pool(num_threads: int) -> tuple[float, float]:
     """Seconds of an empty run of the pool, and of a barrier within one."""
 
 def measure_processor_share(num_threads: int, seconds: float = 0.1) -> float:
-    """Share of the processors' time that threads get which ask for all of it."""
+    """
+    Share of the processors' time that threads get which ask for all of it.
+    """
 
 def packed_size(format: str, num_outputs: int, num_inputs: int) -> int:
     """Bytes of a packed weight."""
