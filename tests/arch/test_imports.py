@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -45,6 +46,21 @@ assert "usage:" in page.getvalue(), page.getvalue()
 """
     loaded = loaded_by(statement)
     assert not loaded & (HEAVY | WEB), f"subsecond {' '.join(arguments)} must load neither of these"
+
+
+def test_numpy_starts_no_threads_in_a_command() -> None:
+    statement = """
+import contextlib, io, os
+from subsecond.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["--version"])
+import numpy
+print(len(os.listdir("/proc/self/task")))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", statement]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=environment)
+    assert result.stdout.split() == ["1"]
 
 
 def test_every_public_name_exists() -> None:

@@ -34,6 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; wrong usage leaves by SystemExit(2) as argparse has it."""
     given = sys.argv[1:] if argv is None else list(argv)
+    # numpy's matrix library starts threads when it is loaded, and they spin for a tenth of a second, beside those that
+    # read weights; nothing here multiplies matrices with it
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         args = build_parser().parse_args(given)
     except _UsageError as wrong:
