@@ -94,13 +94,14 @@ MissingFeatures detect() {
   m.avx512_vnni = missing_of(m.avx512, {{"avx512_vnni", bit(seven.c, 11)}}, zmm);
   m.avx512_fp16 = missing_of(m.avx512, {{"avx512_fp16", bit(seven.d, 23)}}, zmm);
   m.amx = missing_of(m.avx512_vnni,
-                     {{"avx512vbmi", bit(seven.c, 1)},
-                      {"avx512_vbmi2", bit(seven.c, 6)},
-                      {"avx512_bf16", bit(seven_one.a, 5)},
+                     {
+                         {"avx512vbmi", bit(seven.c, 1)},
+                         {"avx512_vbmi2", bit(seven.c, 6)},
+                         {"avx512_bf16", bit(seven_one.a, 5)},
 #if !SUBSECOND_EMULATE_AMX
-                      {"amx_bf16", bit(seven.d, 22)},
-                      {"amx_tile", bit(seven.d, 24)},
-                      {"amx_int8", bit(seven.d, 25)},
+                         {"amx_bf16", bit(seven.d, 22)},
+                         {"amx_tile", bit(seven.d, 24)},
+                         {"amx_int8", bit(seven.d, 25)},
 #endif
                      },
                      kIsAmxEmulated ? zmm : tiles);
