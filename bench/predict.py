@@ -14,13 +14,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import subsecond
-from bench.generation import time_generation
 from bench.random_model import SHAPES, Shape, write
 from subsecond.api import MAX_STEP_ROWS
 from subsecond.backends.cost import CostModel
@@ -28,6 +29,7 @@ from subsecond.backends.native import measuring
 from subsecond.backends.native.prediction import cost_model
 from subsecond.backends.probe import Probe
 from subsecond.core.hardware import probe as describe_machine
+from subsecond.engine.request import Request, SamplingParams
 
 ROOT = Path(__file__).parents[1]
 SMALL: Mapping[str, Shape] = {
@@ -67,6 +69,18 @@ class PromptCounter:
         """Token ids without meaning."""
         self._count += 1
         return [(7919 * self._count + 37 * index) % (vocab_size // 2) for index in range(num_tokens)]
+
+
+def time_generation(model: subsecond.Model, prompt_ids: list[int], num_tokens: int) -> dict[str, object]:
+    """Milliseconds of the prompt (to the first token) and of every later token, through the engine."""
+    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+    stamps = [time.perf_counter()]
+    ids = []
+    for event in model.engine.submit(Request(tuple(prompt_ids), params, f"predict-{len(prompt_ids)}-{num_tokens}")):
+        stamps.append(time.perf_counter())
+        ids.append(event.token_id)
+    steps = [(after - before) * 1e3 for before, after in pairwise(stamps)]
+    return {"prefill_ms": steps[0], "step_ms": steps[1:], "token_ids": ids}
 
 
 def measured(model: subsecond.Model, prompts: PromptCounter) -> Iterator[tuple[str, float]]:
