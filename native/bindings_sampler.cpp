@@ -1,8 +1,10 @@
 // Python's way into the sampler: checks every array, then draws with the interpreter released.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -16,6 +18,8 @@ namespace {
 
 template <typename T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OptionalIds = std::optional<Vector<int32_t>>;
+using Masks = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <typename T>
@@ -46,6 +50,18 @@ const int32_t* checked_ids(const Vector<int32_t>& ids, int64_t vocab_size, const
   return ids.data();
 }
 
+// Entries that are -1 or below `limit`; null where the array is not given.
+const int32_t* checked_choices(const OptionalIds& choices, int64_t num_rows, int64_t limit, const char* name) {
+  if (!choices) return nullptr;
+  const int32_t* data = checked(*choices, num_rows, name);
+  for (int64_t row = 0; row < num_rows; ++row)
+    if (data[row] < -1 || data[row] >= limit)
+      throw nb::value_error((std::string(name) + " holds " + std::to_string(data[row]) + "; allowed are -1 to " +
+                             std::to_string(limit - 1))
+                                .c_str());
+  return data;
+}
+
 template <typename T>
 nb::object owned_array(T*& data, std::initializer_list<size_t> shape) {
   size_t size = 1;
@@ -55,13 +71,16 @@ nb::object owned_array(T*& data, std::initializer_list<size_t> shape) {
   return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
 }
 
-nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
+using SampledArrays = nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, nb::any>;
+
+SampledArrays sample_arrays(
     const Logits& logits, const Vector<float>& temperature, const Vector<int32_t>& top_k, const Vector<float>& top_p,
     const Vector<float>& min_p, const Vector<float>& repetition_penalty, const Vector<float>& presence_penalty,
     const Vector<float>& frequency_penalty, const Vector<uint64_t>& seed, const Vector<int32_t>& sample_index,
     const Vector<int32_t>& position, const Vector<int32_t>& bias_offsets, const Vector<int32_t>& bias_ids,
     const Vector<float>& bias_values, const Vector<int32_t>& history_offsets, const Vector<int32_t>& history_ids,
-    const Vector<int32_t>& history_counts, int64_t num_logprobs, const std::string& isa, int num_threads) {
+    const Vector<int32_t>& history_counts, const OptionalIds& forced_ids, const OptionalIds& mask_rows,
+    const std::optional<Masks>& masks, int64_t num_logprobs, const std::string& isa, int num_threads) {
   const int64_t num_rows = static_cast<int64_t>(logits.shape(0));
   const int64_t vocab_size = static_cast<int64_t>(logits.shape(1));
   const int64_t num_biases = static_cast<int64_t>(bias_ids.shape(0));
@@ -72,6 +91,9 @@ nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
   const Kernels* kernels = find_kernels(isa);
   if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
   if (num_threads < 1 || num_threads > 1024) throw nb::value_error("num_threads must lie between 1 and 1024");
+  const int64_t num_masks = masks ? static_cast<int64_t>(masks->shape(0)) : 0;
+  if (masks && static_cast<int64_t>(masks->shape(1)) != mask_words(vocab_size))
+    throw nb::value_error(("masks need " + std::to_string(mask_words(vocab_size)) + " words a row").c_str());
   const SampleInput input{
       .kernels = kernels,
       .num_threads = num_threads,
@@ -94,6 +116,9 @@ nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
       .history_offsets = checked_offsets(history_offsets, num_rows, num_history, "history_offsets"),
       .history_ids = checked_ids(history_ids, vocab_size, "history_ids"),
       .history_counts = checked(history_counts, num_history, "history_counts"),
+      .forced_ids = checked_choices(forced_ids, num_rows, vocab_size, "forced_ids"),
+      .mask_rows = checked_choices(mask_rows, num_rows, num_masks, "mask_rows"),
+      .masks = masks ? masks->data() : nullptr,
       .num_logprobs = num_logprobs,
   };
   const size_t rows = static_cast<size_t>(num_rows);
@@ -101,15 +126,14 @@ nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t> sample_arrays(
   SampleOutput output{};
   nb::object token_ids = owned_array(output.token_ids, {rows});
   nb::object logprobs = owned_array(output.logprobs, {rows});
+  nb::object has_failed = owned_array(output.has_failed, {rows});
   nb::object top_ids = owned_array(output.top_ids, {rows, columns});
   nb::object top_logprobs = owned_array(output.top_logprobs, {rows, columns});
-  int64_t first_failed;
   {
     nb::gil_scoped_release release;
-    first_failed = sample(input, output);
+    sample(input, output);
   }
-  return nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, int64_t>(
-      nb::make_tuple(token_ids, logprobs, top_ids, top_logprobs, first_failed));
+  return SampledArrays(nb::make_tuple(token_ids, logprobs, top_ids, top_logprobs, has_failed));
 }
 
 }  // namespace
@@ -121,10 +145,12 @@ void bind_sampler(nb::module_& module) {
              nb::arg("frequency_penalty").noconvert(), nb::arg("seed").noconvert(), nb::arg("sample_index").noconvert(),
              nb::arg("position").noconvert(), nb::arg("bias_offsets").noconvert(), nb::arg("bias_ids").noconvert(),
              nb::arg("bias_values").noconvert(), nb::arg("history_offsets").noconvert(),
-             nb::arg("history_ids").noconvert(), nb::arg("history_counts").noconvert(), nb::arg("num_logprobs"),
+             nb::arg("history_ids").noconvert(), nb::arg("history_counts").noconvert(),
+             nb::arg("forced_ids").noconvert().none(), nb::arg("mask_rows").noconvert().none(),
+             nb::arg("masks").noconvert().none(), nb::arg("num_logprobs"),
              nb::arg("isa"), nb::arg("num_threads"),
-             "Draws one token a row: (token_ids, logprobs, top_ids, top_logprobs, first row without a distribution or "
-             "-1). Arguments as in SampleBatch.");
+             "Draws one token a row: (token_ids, logprobs, top_ids, top_logprobs, has_failed). Arguments as in "
+             "SampleBatch.");
 }
 
 }  // namespace subsecond

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <exception>
 #include <functional>
@@ -233,8 +234,41 @@ void report_logprobs(Ranking& ranking, double log_total, int64_t count, int32_t*
   }
 }
 
-// Draws one row, and nothing but that row decides the result; false when it has no distribution.
-bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& output) {
+// The row with -inf wherever its mask has no bit.
+std::vector<float> masked(const SampleInput& input, int64_t mask_row, std::span<const float> logits) {
+  const uint32_t* mask = input.masks + mask_row * mask_words(input.vocab_size);
+  std::vector<float> allowed(logits.size(), kNoLogit);
+  for (size_t begin = 0; begin < logits.size(); begin += 32) {
+    uint32_t word = mask[begin / 32];
+    if (logits.size() - begin < 32) word &= (uint32_t{1} << (logits.size() - begin)) - 1;
+    for (; word != 0; word &= word - 1) {
+      const size_t id = begin + static_cast<size_t>(std::countr_zero(word));
+      allowed[id] = logits[id];
+    }
+  }
+  return allowed;
+}
+
+int32_t draw(const SampleInput& input, int64_t row, const Row& values, Ranking& ranking) {
+  if (!(input.temperature[row] > 0.0f)) return values.peak_id;
+  const Cuts cuts{input.temperature[row], input.top_k[row], input.top_p[row], input.min_p[row]};
+  return Draw(values, cuts, ranking).token(uniform(input.seed[row], input.sample_index[row], input.position[row]));
+}
+
+// The token of a row, or -1 when its mask leaves none that has a probability.
+int32_t choose(const SampleInput& input, int64_t row, const Row& values, Ranking& ranking) {
+  if (input.forced_ids && input.forced_ids[row] >= 0) return input.forced_ids[row];
+  const int32_t mask_row = input.mask_rows ? input.mask_rows[row] : -1;
+  if (mask_row < 0) return draw(input, row, values, ranking);
+  const std::vector<float> allowed = masked(input, mask_row, values.logits);
+  const Row allowed_values(*input.kernels, allowed);
+  if (!std::isfinite(allowed_values.peak)) return -1;
+  Ranking allowed_ranking(allowed_values);
+  return draw(input, row, allowed_values, allowed_ranking);
+}
+
+// Draws one row, and nothing but that row decides the result.
+void sample_row(const SampleInput& input, int64_t row, const SampleOutput& output) {
   const size_t vocab_size = static_cast<size_t>(input.vocab_size);
   std::span<const float> logits(input.logits + row * input.vocab_size, vocab_size);
   std::vector<float> adjusted;
@@ -246,38 +280,31 @@ bool sample_row(const SampleInput& input, int64_t row, const SampleOutput& outpu
   int32_t* top_ids = output.top_ids + row * input.num_logprobs;
   float* top_logprobs = output.top_logprobs + row * input.num_logprobs;
   const Row values(*input.kernels, logits);
-  if (!std::isfinite(values.peak)) {
+  Ranking ranking(values);
+  const int32_t token = std::isfinite(values.peak) ? choose(input, row, values, ranking) : -1;
+  output.has_failed[row] = token < 0;
+  if (token < 0) {
     output.token_ids[row] = 0;
     output.logprobs[row] = kNoLogit;
     std::fill_n(top_ids, input.num_logprobs, 0);
     std::fill_n(top_logprobs, input.num_logprobs, kNoLogit);
-    return false;
-  }
-  Ranking ranking(values);
-  int32_t token = values.peak_id;
-  if (input.temperature[row] > 0.0f) {
-    const Cuts cuts{input.temperature[row], input.top_k[row], input.top_p[row], input.min_p[row]};
-    token = Draw(values, cuts, ranking).token(uniform(input.seed[row], input.sample_index[row], input.position[row]));
+    return;
   }
   const double log_total = static_cast<double>(values.peak) + std::log(values.sum_exp(1.0f));
   output.token_ids[row] = token;
   output.logprobs[row] = static_cast<float>(static_cast<double>(logits[static_cast<size_t>(token)]) - log_total);
   report_logprobs(ranking, log_total, input.num_logprobs, top_ids, top_logprobs);
-  return true;
 }
 
 }  // namespace
 
-int64_t sample(const SampleInput& input, const SampleOutput& output) {
-  std::atomic<int64_t> next{0}, first_failed{input.num_rows};
+void sample(const SampleInput& input, const SampleOutput& output) {
+  std::atomic<int64_t> next{0};
   std::exception_ptr error;
   std::once_flag has_error;
   const auto draw_rows = [&] {
     try {
-      for (int64_t row; (row = next.fetch_add(1)) < input.num_rows;) {
-        if (sample_row(input, row, output)) continue;
-        for (int64_t first = first_failed; row < first && !first_failed.compare_exchange_weak(first, row);) continue;
-      }
+      for (int64_t row; (row = next.fetch_add(1)) < input.num_rows;) sample_row(input, row, output);
     } catch (...) {  // no memory
       std::call_once(has_error, [&] { error = std::current_exception(); });
     }
@@ -287,7 +314,6 @@ int64_t sample(const SampleInput& input, const SampleOutput& output) {
   else
     draw_rows();
   if (error) std::rethrow_exception(error);
-  return first_failed < input.num_rows ? first_failed.load() : -1;
 }
 
 }  // namespace subsecond

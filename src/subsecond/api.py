@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,20 +17,19 @@ from subsecond.core.arguments import check_load_arguments
 from subsecond.core.errors import InputError, SubsecondError
 from subsecond.core.settings import settings_of
 from subsecond.engine.local import LocalEngine
-from subsecond.engine.request import ContextLengthError, Request, SamplingParams
+from subsecond.engine.request import Request, SamplingParams
 from subsecond.engine.text import Completion, TextStream
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 from subsecond.models.detokenizer import StreamingDetokenizer
-from subsecond.models.prompt import Message, encode_messages, message_texts
-from subsecond.models.reasoning import ReasoningMarkers, ReasoningSplitter, find_markers, split_reasoning
+from subsecond.models.prompt import Message, encode_messages
+from subsecond.models.prompt_encoder import PromptEncoder
+from subsecond.models.reasoning import ReasoningSplitter
 from subsecond.models.store import resolve
 
 if TYPE_CHECKING:
-    from subsecond.models.chat_template import ChatTemplate
+    pass
 
 MAX_STEP_ROWS = 512
-# No prompt of real text has tokens this long on average; encoding a longer one would only delay the refusal.
-MAX_CHARS_PER_TOKEN = 32
 
 
 def load(
@@ -113,6 +111,7 @@ class Model:
         self.checkpoint = checkpoint
         self.backend = backend
         self.load_ms = load_ms
+        self.prompts = PromptEncoder(checkpoint)
         self.engine = LocalEngine(backend, context_length=checkpoint.config.context_length)
         self._request_numbers = itertools.count(1)
         self._is_closed = False
@@ -157,7 +156,7 @@ class Model:
         return TextStream(
             tokens,
             StreamingDetokenizer(tokenizer),
-            splitter=None if raw else ReasoningSplitter(self._markers, tokenizer, prompt_ids),
+            splitter=None if raw else ReasoningSplitter(self.prompts.markers, tokenizer, prompt_ids),
             stop=params.stop,
             has_logprobs=params.num_logprobs > 0,
             load_ms=self.load_ms,
@@ -176,69 +175,7 @@ class Model:
         template_kwargs: Mapping[str, object] | None = None,
     ) -> list[int]:
         """Return the token ids that a prompt comes to, chat template included."""
-        self._check_prompt(prompt)
-        has_variables = enable_thinking is not None or template_kwargs not in (None, {})
-        if raw:
-            if not isinstance(prompt, str):
-                raise InputError("raw=True takes a text, not a list of messages")
-            if has_variables:
-                raise InputError(
-                    "raw=True goes without the chat template; leave enable_thinking and template_kwargs out"
-                )
-            return self._encode_plain(prompt, allow_special=True)
-        template = self.checkpoint.chat_template
-        if template is None:
-            if has_variables:
-                raise InputError("this model has no chat template; leave enable_thinking and template_kwargs out")
-            if not isinstance(prompt, str):
-                raise InputError("this model has no chat template; give the prompt as one text")
-            return self._encode_plain(prompt, allow_special=False)
-        variables = template.settings(enable_thinking, template_kwargs) if has_variables else {}
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else self._history(prompt, template)
-        return encode_messages(self.checkpoint.tokenizer, template.render, messages, variables)
-
-    @cached_property
-    def _markers(self) -> ReasoningMarkers | None:
-        template = self.checkpoint.chat_template
-        return find_markers(self.checkpoint.tokenizer.control_tokens, template.source if template else None)
-
-    def _history(self, messages: Sequence[Any], template: ChatTemplate) -> list[Message]:
-        """The messages, with reasoning that stands in the assistant's content moved to where templates look for it.
-
-        Templates that look for it in the content would not find it there once it is protected, as all texts are.
-        """
-        markers = self._markers
-        if markers is None or markers.closing not in template.source:
-            return list(messages)
-        history: list[Message] = []
-        for message in messages:
-            content = message.get("content") if isinstance(message, Mapping) else None
-            parts = None
-            if isinstance(content, str) and message.get("role") == "assistant" and "reasoning_content" not in message:
-                parts = split_reasoning(content, markers)
-            history.append({**message, "reasoning_content": parts[0], "content": parts[1]} if parts else message)
-        return history
-
-    def _check_prompt(self, prompt: object) -> None:
-        """Raise InputError for what is no prompt, or far beyond the context before it is encoded."""
-        if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Sequence):
-            raise InputError(f"the prompt is {type(prompt).__name__}; give a text or a list of messages")
-        texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message_texts(message)]
-        num_chars = sum(map(len, texts))
-        limit = self.checkpoint.config.context_length
-        if num_chars > limit * MAX_CHARS_PER_TOKEN:
-            raise ContextLengthError(
-                f"the prompt has {num_chars} characters, far more than fit into the context length of {limit} tokens; "
-                "give a shorter one"
-            )
-
-    def _encode_plain(self, text: str, *, allow_special: bool) -> list[int]:
-        """Token ids of a text without a template, with the token that begins a text if the model expects it."""
-        tokenizer = self.checkpoint.tokenizer
-        token_ids = tokenizer.encode(text, allow_special=allow_special)
-        if tokenizer.add_bos and tokenizer.bos_id is not None and token_ids[:1] != [tokenizer.bos_id]:
-            return [tokenizer.bos_id, *token_ids]
-        return token_ids
+        return self.prompts.encode(prompt, raw=raw, enable_thinking=enable_thinking, template_kwargs=template_kwargs)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Return the token ids of a text; `allow_special` lets the text of a control token mean that token."""

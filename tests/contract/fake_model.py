@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from subsecond.core.errors import InputError
-from subsecond.engine.request import ContextLengthError
+from subsecond.core.errors import ContextLengthError, InputError
 from subsecond.engine.text import Completion, TextChunk, Timing, Usage
 
 WORDS = ("Hello", " wide", " world")

@@ -191,6 +191,11 @@ def run_sampler(folder: Path) -> None:
     num_ids = stream.byte() % 5
     offsets = [num_ids * row // rows for row in range(rows + 1)]
     ids = [index * 7 % vocab_size for index in range(num_ids)]
+    has_choices, has_masks = stream.byte() > 160, stream.byte() > 128
+    forced = stream.ints([-1] * rows) if has_choices else None
+    mask_rows = stream.ints([0] * rows) if has_masks else None
+    masks = stream.ints([-1] * 2 * -(-vocab_size // 32)).view(np.uint32) if has_masks else None
+    masks = masks if masks is None or len(masks) % 2 else masks.reshape(2, -1)
     result = _native.sample(
         logits,
         stream.floats(rows, 0.8),
@@ -209,6 +214,9 @@ def run_sampler(folder: Path) -> None:
         stream.ints(offsets),
         stream.ints(ids),
         stream.ints([1] * num_ids),
+        forced,
+        mask_rows,
+        masks,
         min(stream.size(stream.byte() % 4), 2**20),
         "",
         1 + stream.byte() % 2,

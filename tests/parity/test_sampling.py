@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from subsecond import _native
-from subsecond.backends.batch import Float32, SampleBatch
+from subsecond.backends.batch import Float32, SampleBatch, UInt32
 from subsecond.backends.sampling import sample
-from subsecond.core.errors import SubsecondError
 from tests.parity import sampling_reference as reference
 
 VOCAB_SIZE = 49152
@@ -100,8 +101,7 @@ def test_random_cases_match_the_plain_sampler(vocab_size: int) -> None:
         batch = random_batch(rng, 16, vocab_size)
         is_usable = [np.isfinite(reference.adjusted_logits(logits[r], batch, r).max()) for r in range(16)]
         if not all(is_usable):
-            with pytest.raises(SubsecondError, match=f"row {is_usable.index(False)} "):
-                sample(logits, batch)
+            assert sample(logits, batch).failed_rows == tuple(np.flatnonzero(~np.array(is_usable)))
             continue
         assert_same(logits, batch)
 
@@ -126,11 +126,15 @@ def test_neither_instruction_set_nor_threads_change_a_bit(num_threads: int) -> N
             np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), f"{isa} {name}")
 
 
-def test_the_first_row_without_a_distribution_is_named_with_threads_too() -> None:
+def test_rows_without_a_distribution_are_named_and_the_others_drawn() -> None:
     logits = np.zeros((40, VOCAB_SIZE), np.float32)
     logits[[7, 30]] = np.nan
-    with pytest.raises(SubsecondError, match="row 7 "):
-        sample(logits, make_batch(40), num_threads=2)
+    result = sample(logits, make_batch(40), num_threads=2)
+    assert result.failed_rows == (7, 30)
+    assert np.isneginf(result.logprobs).nonzero()[0].tolist() == [7, 30]
+    logits[[7, 30]] = 0
+    others = np.delete(np.arange(40), [7, 30])
+    np.testing.assert_array_equal(result.token_ids[others], sample(logits, make_batch(40)).token_ids[others])
 
 
 def test_the_input_is_left_unchanged() -> None:
@@ -167,18 +171,82 @@ def test_min_p_keeps_what_is_near_enough_to_the_most_likely() -> None:
 
 
 @pytest.mark.parametrize("row_value", [np.nan, -np.inf, np.inf])
-def test_a_row_without_a_distribution_is_an_error(row_value: float) -> None:
+def test_a_row_without_a_distribution_fails(row_value: float) -> None:
     logits = np.zeros((2, 40), np.float32)
     logits[1] = row_value
     for temperature in (0.0, 1.0):
-        with pytest.raises(SubsecondError, match="row 1 "):
-            sample(logits, make_batch(2, temperature=temperature, num_logprobs=2))
+        result = sample(logits, make_batch(2, temperature=temperature, num_logprobs=2))
+        assert result.failed_rows == (1,)
+        assert result.token_ids[1] == 0
 
 
-def test_every_token_forbidden_is_an_error() -> None:
+def test_every_token_forbidden_fails() -> None:
     batch = make_batch(1, bias_offsets=[0, 2], bias_ids=[0, 1], bias_values=[-np.inf, -np.inf])
-    with pytest.raises(SubsecondError, match="logit bias forbids every token"):
-        sample(np.zeros((1, 2), np.float32), batch)
+    assert sample(np.zeros((1, 2), np.float32), batch).failed_rows == (0,)
+
+
+def mask_of(allowed: NDArray[np.bool_]) -> UInt32:
+    """Bits [rows, words] of flags [rows, vocab]."""
+    padded = np.pad(allowed, ((0, 0), (0, -allowed.shape[1] % 32)))
+    return np.ascontiguousarray(np.packbits(padded, axis=1, bitorder="little").view(np.uint32))
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 1000, VOCAB_SIZE])
+def test_a_mask_draws_as_if_the_other_tokens_had_no_probability(vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    logits = rng.normal(0, 3, (12, vocab_size)).astype(np.float32)
+    allowed = rng.random((3, vocab_size)) < rng.choice([0.02, 0.5], (3, 1))
+    allowed[:, rng.integers(vocab_size)] = True
+    mask_rows = rng.integers(-1, 3, 12).astype(np.int32)
+    masks = mask_of(allowed)
+    masks[:, -1] |= np.uint32(-(1 << (vocab_size - 1) % 32 << 1) & 0xFFFFFFFF)  # bits past the vocabulary mean nothing
+    batch = make_batch(12, temperature=0.8, top_p=0.9, num_logprobs=min(5, vocab_size), seed=7)
+    result = sample(logits, dataclasses.replace(batch, mask_rows=mask_rows, masks=masks), num_threads=2)
+    free = sample(logits, batch)
+    cut = np.where((mask_rows >= 0)[:, None] & ~allowed[mask_rows], -np.inf, logits).astype(np.float32)
+    np.testing.assert_array_equal(result.token_ids, sample(cut, batch).token_ids)
+    np.testing.assert_array_equal(result.top_ids, free.top_ids)
+    np.testing.assert_array_equal(result.top_logprobs, free.top_logprobs)
+    logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
+    drawn = np.take_along_axis(logprobs, result.token_ids[:, None].astype(np.int64), axis=1)[:, 0]
+    np.testing.assert_allclose(result.logprobs, drawn, rtol=2e-6, atol=2e-6)
+
+
+def test_a_mask_that_leaves_nothing_fails_its_row_alone() -> None:
+    logits = np.zeros((3, 40), np.float32)
+    logits[1, 3] = -np.inf
+    allowed = np.zeros((2, 40), np.bool_)
+    allowed[0, 3] = True
+    batch = dataclasses.replace(make_batch(3), mask_rows=np.array([1, 0, 0], np.int32), masks=mask_of(allowed))
+    result = sample(logits, batch)
+    assert result.failed_rows == (0, 1)
+    assert result.token_ids[2] == 3
+
+
+def test_a_forced_token_is_reported_with_its_probability() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (8, 300)).astype(np.float32)
+    batch = make_batch(8, seed=3, num_logprobs=4)
+    forced = np.array([-1, 5, 299, -1, 0, 17, -1, 40], np.int32)
+    result, free = sample(logits, dataclasses.replace(batch, forced_ids=forced)), sample(logits, batch)
+    np.testing.assert_array_equal(result.token_ids, np.where(forced < 0, free.token_ids, forced))
+    logprobs = logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(result.logprobs, logprobs[np.arange(8), result.token_ids], rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(result.top_ids, free.top_ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forced_ids": np.array([40], np.int32)}, "forced_ids holds 40; allowed are -1 to 39"),
+        ({"forced_ids": np.zeros(2, np.int32)}, "forced_ids has 2 entries where 1 are needed"),
+        ({"mask_rows": np.array([0], np.int32)}, "mask_rows holds 0; allowed are -1 to -1"),
+        ({"masks": np.zeros((1, 1), np.uint32)}, "masks need 2 words a row"),
+    ],
+)
+def test_wrong_choices_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(np.zeros((1, 40), np.float32), dataclasses.replace(make_batch(1), **changes))
 
 
 @pytest.mark.parametrize(

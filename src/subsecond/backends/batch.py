@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int32 = NDArray[np.int32]
+UInt32 = NDArray[np.uint32]
 Float32 = NDArray[np.float32]
 
 
@@ -46,6 +47,9 @@ class SampleBatch:
     bias_offsets        int32 [rows + 1] into bias_ids int32 and bias_values float32 (added to the logits)
     history_offsets     int32 [rows + 1] into history_ids int32 and history_counts int32: tokens seen so far, each once,
                         with the number of times in the answer (0 for those of the prompt alone)
+    forced_ids          int32: the token to report with its log-probability instead of drawing one, or -1; None: none
+    mask_rows           int32: the row of `masks` with the tokens that may be drawn, or -1; None: no row has a mask
+    masks               uint32 [masks, ceil(vocab / 32)]; bit j of word i is token 32 i + j
     num_logprobs        int: most likely tokens to report a row, of the distribution before temperature and cuts
     """
 
@@ -66,16 +70,22 @@ class SampleBatch:
     history_ids: Int32
     history_counts: Int32
     num_logprobs: int = 0
+    forced_ids: Int32 | None = None
+    mask_rows: Int32 | None = None
+    masks: UInt32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
     """token_ids int32 [rows], logprobs float32 [rows], top_ids int32 and top_logprobs float32 [rows, num_logprobs].
 
-    Log-probabilities are of the model's own distribution: after bias and penalties, before temperature and cuts.
+    Log-probabilities are of the model's own distribution: after bias and penalties, before mask, temperature and cuts.
+    failed_rows are those without a distribution: no logit is finite after bias and penalties, or the mask leaves none.
+    Their token is 0 and its log-probability -inf.
     """
 
     token_ids: Int32
     logprobs: Float32
     top_ids: Int32
     top_logprobs: Float32
+    failed_rows: tuple[int, ...] = ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from subsecond import _native
 from subsecond.backends.batch import Float32, SampleBatch, SampleResult
-from subsecond.core.errors import SubsecondError
 
 
 def sample(logits: Float32, batch: SampleBatch, *, isa: str = "", num_threads: int = 1) -> SampleResult:
@@ -13,12 +14,11 @@ def sample(logits: Float32, batch: SampleBatch, *, isa: str = "", num_threads: i
     `isa` is the instruction set to use, "" for the best here; it changes no bit of the result, nor do the threads.
 
     Order: logit bias, repetition penalty, presence and frequency penalties; log-probabilities are of the distribution
-    at this point. Temperature 0 takes the most likely token; otherwise temperature, top_k, top_p (of the mass that
-    top_k left), min_p and a draw in order of falling probability, lower ids first on a tie. NaN counts as -inf.
-
-    Raises SubsecondError when a row has no distribution: all of its logits are -inf, or one is +inf.
+    at this point. A mask leaves out tokens for the draw alone. Temperature 0 takes the most likely token; otherwise
+    temperature, top_k, top_p (of the mass that top_k left), min_p and a draw in order of falling probability, lower ids
+    first on a tie. NaN counts as -inf.
     """
-    token_ids, logprobs, top_ids, top_logprobs, failed_row = _native.sample(
+    token_ids, logprobs, top_ids, top_logprobs, has_failed = _native.sample(
         logits,
         batch.temperature,
         batch.top_k,
@@ -36,13 +36,12 @@ def sample(logits: Float32, batch: SampleBatch, *, isa: str = "", num_threads: i
         batch.history_offsets,
         batch.history_ids,
         batch.history_counts,
+        batch.forced_ids,
+        batch.mask_rows,
+        batch.masks,
         batch.num_logprobs,
         isa,
         num_threads,
     )
-    if failed_row >= 0:
-        raise SubsecondError(
-            f"No token can be drawn: row {failed_row} of the logits has no finite largest value after bias and "
-            "penalties. Either the logit bias forbids every token, or the weights are damaged; pull the model again."
-        )
-    return SampleResult(token_ids, logprobs, top_ids, top_logprobs)
+    failed_rows = tuple(np.flatnonzero(has_failed).tolist())
+    return SampleResult(token_ids, logprobs, top_ids, top_logprobs, failed_rows)

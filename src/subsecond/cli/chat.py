@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from subsecond.cli import answering
 from subsecond.cli.output import Subparsers, add_command, error_json, print_json
-from subsecond.core.errors import SubsecondError
-from subsecond.engine.request import ContextLengthError
+from subsecond.core.errors import ContextLengthError, SubsecondError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,9 +2,11 @@
 
 SubsecondError
 |-- InputError        an argument, a message or a template is not acceptable (also a ValueError)
+|   `-- ContextLengthError  prompt and answer do not fit
 |-- FormatError       a file does not follow its format
 |-- UnsupportedError  valid, but not something this version or machine can do
 |-- ResourceError     memory, disk or another resource does not suffice
+|   `-- OverloadedError     not now; it says when to ask again
 |-- DownloadError     a model could not be fetched
 `-- IntegrityError    what was fetched or stored is not what was promised
 """
@@ -20,6 +22,10 @@ class InputError(SubsecondError, ValueError):
     """An argument, a message or a template is not acceptable."""
 
 
+class ContextLengthError(InputError):
+    """Prompt and answer do not fit into the context, or into the memory that there is for it."""
+
+
 class FormatError(SubsecondError):
     """A file does not follow its format."""
 
@@ -30,6 +36,14 @@ class UnsupportedError(SubsecondError):
 
 class ResourceError(SubsecondError):
     """Memory, disk or another resource does not suffice."""
+
+
+class OverloadedError(ResourceError):
+    """What is asked cannot be done in time now; `retry_after_s` is the estimate of when it could be."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DownloadError(SubsecondError):

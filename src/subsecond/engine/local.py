@@ -8,10 +8,10 @@ from collections import deque
 from threading import Condition, Thread, current_thread
 
 from subsecond.backends.protocol import Backend
-from subsecond.core.errors import InputError, SubsecondError
+from subsecond.core.errors import ContextLengthError, InputError, SubsecondError
 from subsecond.engine.blocks import BlockAllocator
 from subsecond.engine.protocol import EngineStats
-from subsecond.engine.request import ContextLengthError, Request
+from subsecond.engine.request import Request
 from subsecond.engine.scheduler import Scheduler, Sequence
 from subsecond.engine.step_loop import StepLoop, failure_of
 from subsecond.engine.stream import TokenStream

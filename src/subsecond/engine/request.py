@@ -8,13 +8,9 @@ from typing import Literal, NamedTuple
 
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
+from subsecond.engine.constraint import ConstraintMaker
 
-
-class ContextLengthError(InputError):
-    """Prompt and answer do not fit into the context, or into the memory that there is for it."""
-
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
 MAX_SEED = 2**64 - 1
 
 
@@ -54,12 +50,18 @@ class SamplingParams:
         None, "seed of the random numbers; without one it is drawn and reported", minimum=0, maximum=MAX_SEED
     )
     max_tokens: int | None = setting(
-        None, "most tokens in the answer; without it as many as the context holds", minimum=1, maximum=2**31 - 1
+        None, "most tokens in the answer; without it as many as the context holds", minimum=0, maximum=2**31 - 1
     )
     stop: tuple[str, ...] = setting((), "end the answer before this text")
     stop_token_ids: tuple[int, ...] = setting((), "end the answer at this token", minimum=0, maximum=2**31 - 1)
     num_logprobs: int = setting(
         0, "report the log-probabilities of this many most likely tokens at each position", minimum=0, maximum=20
+    )
+    num_prompt_logprobs: int | None = setting(
+        None,
+        "report the log-probability of each token of the prompt, and of this many most likely ones at its place",
+        minimum=0,
+        maximum=20,
     )
     ignore_eos: bool = setting(False, "go on past the model's own end of the answer")
 
@@ -78,9 +80,15 @@ class SamplingParams:
 class Request:
     """One prompt as token ids with its settings.
 
-    id       chosen by the caller; no two live requests of an engine share one
-    eos_ids  tokens by which the model ends an answer
-    salt     requests with different salts never share cached blocks (one salt a tenant)
+    id            chosen by the caller; no two live requests of an engine share one
+    eos_ids       tokens by which the model ends an answer
+    salt          requests with different salts never share cached blocks (one salt a tenant)
+    priority      lower numbers are served first, whoever came earlier among equals
+    deadline_ms   milliseconds from the submission to the last token: what cannot be begun in time is refused with an
+                  OverloadedError, what is not done in time ends there with "deadline"
+    sample_index  tells several answers to one prompt apart: random numbers depend on seed, sample and position
+    group         requests with the same group, prompt and salt compute their prompt once, whatever the prefix cache
+    constraint    makes what the answer is held to; None for an answer that is free
     """
 
     prompt_ids: tuple[int, ...]
@@ -88,18 +96,36 @@ class Request:
     id: str
     eos_ids: tuple[int, ...] = ()
     salt: str = ""
+    priority: int = 0
+    deadline_ms: float | None = None
+    sample_index: int = 0
+    group: str | None = None
+    constraint: ConstraintMaker | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(self.prompt_ids))
         object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
         if not self.prompt_ids:
             raise InputError("the prompt is empty; give at least one token")
+        if self.deadline_ms is not None and not 0 < self.deadline_ms < float("inf"):
+            raise InputError(f"deadline_ms={self.deadline_ms} is not allowed; give milliseconds above 0, or None")
+        if not -(2**31) <= self.priority < 2**31:
+            raise InputError(f"priority={self.priority} is not allowed; give -2^31 to 2^31 - 1")
+        if not 0 <= self.sample_index < 2**31:
+            raise InputError(f"sample_index={self.sample_index} is not allowed; give 0 to 2^31 - 1")
+
+
+class PromptLogprobs(NamedTuple):
+    """Natural logarithm of the probability of a token of the prompt, and the most likely ones in its place."""
+
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
 
 
 class TokenEvent(NamedTuple):
     """One token of an answer, or its end.
 
-    token_id       None only for an end without a token of its own ("cancelled")
+    token_id       None only for an end without a token of its own ("cancelled", "deadline", no token wanted)
     logprob        natural logarithm of its probability, as SampleResult defines it
     top_logprobs   (token id, logprob) of the most likely tokens, most likely first; as many as were asked for
     place          of the token in the answer, from 0

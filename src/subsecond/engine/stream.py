@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from subsecond.core.errors import SubsecondError
-from subsecond.engine.request import FinishReason, TokenEvent
+from subsecond.engine.request import FinishReason, PromptLogprobs, TokenEvent
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Event
@@ -31,9 +31,12 @@ class TokenStream:
         self.num_prompt_tokens = num_prompt_tokens
         self.variant = variant
         self.cached_tokens = 0
+        self.prompt_logprobs: list[PromptLogprobs] = []  # of the prompt's tokens from the second on, if asked for
+        self.num_preemptions = 0
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.start_s = time.perf_counter()
+        self.admitted_s: float | None = None
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
         self._cancel = cancel
@@ -57,6 +60,25 @@ class TokenStream:
     def total_ms(self) -> float | None:
         """Milliseconds from the start to the latest token; None before the first."""
         return None if self.last_token_s is None else (self.last_token_s - self.start_s) * 1e3
+
+    @property
+    def queue_ms(self) -> float | None:
+        """Milliseconds from the start until the engine began to work on the request; None before."""
+        return None if self.admitted_s is None else (self.admitted_s - self.start_s) * 1e3
+
+    @property
+    def prefill_ms(self) -> float | None:
+        """Milliseconds from then to the first token; None before it."""
+        if self.admitted_s is None or self.first_token_s is None:
+            return None
+        return (self.first_token_s - self.admitted_s) * 1e3
+
+    @property
+    def decode_ms(self) -> float | None:
+        """Milliseconds from the first token to the latest; None before the first."""
+        if self.first_token_s is None or self.last_token_s is None:
+            return None
+        return (self.last_token_s - self.first_token_s) * 1e3
 
     @property
     def has_async_reader(self) -> bool:
