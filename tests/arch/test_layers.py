@@ -45,6 +45,11 @@ DOORS = {
     "huggingface_hub": ("subsecond.models",),
     "tqdm": ("subsecond.cli",),
     "ray": ("subsecond.cluster",),
+    "llguidance": ("subsecond.engine.grammar",),
+    "starlette": ("subsecond.serve",),
+    "uvicorn": ("subsecond.serve",),
+    "msgspec": ("subsecond.serve",),
+    "prometheus_client": ("subsecond.serve",),
     "subsecond._native": ("subsecond.backends.native", "subsecond.backends.sampling"),
 }
 UNPICKLERS = frozenset({"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"})
