@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 
 from subsecond.engine.request import FinishReason, TokenEvent
 from subsecond.engine.stream import TokenStream
+from subsecond.models.tool_calls import ToolCall, ToolCallDelta, joined_calls
 
 
 class Detokenizer(Protocol):
@@ -31,6 +32,26 @@ class PartSplitter(Protocol):
 
     def finish(self, text: str) -> tuple[str, str]:
         """Take the last text; return what is left."""
+
+
+class CallSplitter(Protocol):
+    """Tells tool calls from the text of an answer, token by token."""
+
+    def push(self, token_id: int, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Take a token and the text that is certain with it; return the text and the pieces of calls."""
+
+    def finish(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Take the last text; return what is left."""
+
+
+class _NoCalls:
+    """The splitter of answers without tools: everything is text."""
+
+    def push(self, _: int, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        return text, ()
+
+    def finish(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        return text, ()
 
 
 class _NoReasoning:
@@ -56,6 +77,7 @@ class TextChunk(NamedTuple):
     """The next piece of text with the tokens read since the piece before; `logprobs` is empty unless asked for.
 
     `reasoning` is the next piece of what the model writes before the answer; where both have text it comes first.
+    `tool_calls` are the next pieces of the calls that the answer makes.
     """
 
     text: str
@@ -63,6 +85,7 @@ class TextChunk(NamedTuple):
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...]
     reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class Completion:
     seed: int
     variant: str
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class StopMatcher:
@@ -157,19 +181,25 @@ class TextStream:
         detokenizer: Detokenizer,
         *,
         splitter: PartSplitter | None = None,
+        tool_splitter: CallSplitter | None = None,
         stop: Iterable[str] = (),
         has_logprobs: bool = False,
         load_ms: float = 0.0,
     ) -> None:
-        """Read `tokens`. Stop strings are looked for in the text alone, not in the reasoning that `splitter` finds."""
+        """Read `tokens`. Stop strings are looked for in the text alone, neither in reasoning nor in tool calls.
+
+        `splitter` finds the one and, in the text that it leaves, `tool_splitter` the others.
+        """
         self.tokens = tokens
         self._detokenizer = detokenizer
         self._splitter = splitter or _NoReasoning()
+        self._tool_splitter = tool_splitter or _NoCalls()
         self._matcher = StopMatcher(stop)
         self._has_logprobs = has_logprobs
         self._load_ms = load_ms
         self._texts: list[str] = []
         self._reasonings: list[str] = []
+        self._tool_calls: list[ToolCallDelta] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_sent = 0
@@ -201,6 +231,7 @@ class TextStream:
             seed=tokens.seed,
             variant=tokens.variant,
             reasoning="".join(self._reasonings),
+            tool_calls=joined_calls(self._tool_calls),
         )
 
     def cancel(self) -> None:
@@ -220,7 +251,7 @@ class TextStream:
         return cast(Completion, self.completion)
 
     def __iter__(self) -> Generator[TextChunk, None, None]:
-        """Yield chunks that have text or reasoning, and a last one with the finish reason.
+        """Yield chunks that have text, reasoning or calls, and a last one with the finish reason.
 
         Raises SubsecondError when the engine failed.
         """
@@ -245,6 +276,7 @@ class TextStream:
     def _chunk_of(self, event: TokenEvent) -> TextChunk | None:
         """Take up an event; return the chunk it completes, None if its text has to wait for the next."""
         reasoning = text = ""
+        calls: tuple[ToolCallDelta, ...] = ()
         if event.token_id is not None:
             self._token_ids.append(event.token_id)
             if self._has_logprobs:
@@ -252,18 +284,21 @@ class TextStream:
             if event.finish_reason != "stop":  # the token that ends an answer is no part of its text
                 decoded = self._detokenizer.push(event.token_id)
                 reasoning, text = self._splitter.push(event.token_id, decoded)
+                text, calls = self._tool_splitter.push(event.token_id, text)
                 text = self._matcher.push(text)
         if event.finish_reason is not None and not self._matcher.is_stopped:
             last_reasoning, last_text = self._splitter.finish(self._detokenizer.finish())
-            reasoning += last_reasoning
+            last_text, last_calls = self._tool_splitter.finish(last_text)
+            reasoning, calls = reasoning + last_reasoning, calls + last_calls
             text += self._matcher.push(last_text)
             text += self._matcher.finish()
         self._finish_reason = "stop" if self._matcher.is_stopped else event.finish_reason
-        if not text and not reasoning and self._finish_reason is None:
+        if not text and not reasoning and not calls and self._finish_reason is None:
             return None
         start, self._num_sent = self._num_sent, len(self._token_ids)
         self._texts.append(text)
         self._reasonings.append(reasoning)
+        self._tool_calls += calls
         return TextChunk(
-            text, tuple(self._token_ids[start:]), self._finish_reason, tuple(self._logprobs[start:]), reasoning
+            text, tuple(self._token_ids[start:]), self._finish_reason, tuple(self._logprobs[start:]), reasoning, calls
         )

@@ -11,6 +11,8 @@ from subsecond.models.chat_template import ChatTemplate
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.prompt import Message, encode_messages, message_texts
 from subsecond.models.reasoning import ReasoningMarkers, find_markers, split_reasoning
+from subsecond.models.tool_calls import FREE_CHOICE, Tool, ToolChoice
+from subsecond.models.tool_syntax import ToolSyntax, find_tool_syntax
 
 # No prompt of real text has tokens this long on average; encoding a longer one would only delay the refusal.
 MAX_CHARS_PER_TOKEN = 32
@@ -31,8 +33,12 @@ class PromptEncoder:
         raw: bool = False,
         enable_thinking: bool | None = None,
         template_kwargs: Mapping[str, object] | None = None,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = FREE_CHOICE,
     ) -> list[int]:
         """Return the token ids that a prompt comes to, chat template included."""
+        if tools and tool_choice.mode != "none":
+            raise NotImplementedError
         self._check_prompt(prompt)
         has_variables = enable_thinking is not None or template_kwargs not in (None, {})
         if raw:
@@ -59,6 +65,12 @@ class PromptEncoder:
         """What reasoning stands between; None for a model that does not reason."""
         template = self._template
         return find_markers(self._tokenizer.control_tokens, template.source if template else None)
+
+    @cached_property
+    def tool_syntax(self) -> ToolSyntax | None:
+        """How the model writes calls of tools; None for a model without a chat template."""
+        template = self._template
+        return find_tool_syntax(template.source if template else None, self._tokenizer)
 
     def _history(self, messages: Sequence[Any], template: ChatTemplate) -> list[Message]:
         """The messages, with reasoning that stands in the assistant's content moved to where templates look for it.
