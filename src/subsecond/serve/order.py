@@ -11,8 +11,8 @@ from subsecond.engine.request import SamplingParams
 from subsecond.models.prompt import Message
 
 if TYPE_CHECKING:
-    from subsecond.engine.grammar import OutputFormat
-    from subsecond.models.tools import Tool, ToolChoice
+    from subsecond.engine.grammar.output_format import OutputFormat
+    from subsecond.models.tool_calls import Tool, ToolChoice
 
 
 @dataclass(frozen=True, slots=True)
