@@ -73,6 +73,23 @@ nb::object owned_array(T*& data, std::initializer_list<size_t> shape) {
 
 using SampledArrays = nb::typed<nb::tuple, nb::any, nb::any, nb::any, nb::any, nb::any>;
 
+// Draws with the interpreter released, into arrays that Python owns.
+SampledArrays drawn(const SampleInput& input) {
+  const size_t rows = static_cast<size_t>(input.num_rows);
+  const size_t columns = static_cast<size_t>(input.num_logprobs);
+  SampleOutput output{};
+  nb::object token_ids = owned_array(output.token_ids, {rows});
+  nb::object logprobs = owned_array(output.logprobs, {rows});
+  nb::object has_failed = owned_array(output.has_failed, {rows});
+  nb::object top_ids = owned_array(output.top_ids, {rows, columns});
+  nb::object top_logprobs = owned_array(output.top_logprobs, {rows, columns});
+  {
+    nb::gil_scoped_release release;
+    sample(input, output);
+  }
+  return SampledArrays(nb::make_tuple(token_ids, logprobs, top_ids, top_logprobs, has_failed));
+}
+
 SampledArrays sample_arrays(
     const Logits& logits, const Vector<float>& temperature, const Vector<int32_t>& top_k, const Vector<float>& top_p,
     const Vector<float>& min_p, const Vector<float>& repetition_penalty, const Vector<float>& presence_penalty,
@@ -121,19 +138,7 @@ SampledArrays sample_arrays(
       .masks = masks ? masks->data() : nullptr,
       .num_logprobs = num_logprobs,
   };
-  const size_t rows = static_cast<size_t>(num_rows);
-  const size_t columns = static_cast<size_t>(num_logprobs);
-  SampleOutput output{};
-  nb::object token_ids = owned_array(output.token_ids, {rows});
-  nb::object logprobs = owned_array(output.logprobs, {rows});
-  nb::object has_failed = owned_array(output.has_failed, {rows});
-  nb::object top_ids = owned_array(output.top_ids, {rows, columns});
-  nb::object top_logprobs = owned_array(output.top_logprobs, {rows, columns});
-  {
-    nb::gil_scoped_release release;
-    sample(input, output);
-  }
-  return SampledArrays(nb::make_tuple(token_ids, logprobs, top_ids, top_logprobs, has_failed));
+  return drawn(input);
 }
 
 }  // namespace
@@ -147,8 +152,7 @@ void bind_sampler(nb::module_& module) {
              nb::arg("bias_values").noconvert(), nb::arg("history_offsets").noconvert(),
              nb::arg("history_ids").noconvert(), nb::arg("history_counts").noconvert(),
              nb::arg("forced_ids").noconvert().none(), nb::arg("mask_rows").noconvert().none(),
-             nb::arg("masks").noconvert().none(), nb::arg("num_logprobs"),
-             nb::arg("isa"), nb::arg("num_threads"),
+             nb::arg("masks").noconvert().none(), nb::arg("num_logprobs"), nb::arg("isa"), nb::arg("num_threads"),
              "Draws one token a row: (token_ids, logprobs, top_ids, top_logprobs, has_failed). Arguments as in "
              "SampleBatch.");
 }

@@ -31,10 +31,10 @@ struct SampleInput {
   const int32_t* history_offsets;  // [num_rows + 1]
   const int32_t* history_ids;
   const int32_t* history_counts;
-  const int32_t* forced_ids;   // [num_rows] or null: the token to report instead of drawing one, or -1
-  const int32_t* mask_rows;    // [num_rows] or null: the row of `masks` that says which tokens may be drawn, or -1
-  const uint32_t* masks;       // [masks, mask_words(vocab_size)]; bit j of word i is token 32 i + j
-  int64_t num_logprobs;  // at most vocab_size
+  const int32_t* forced_ids;  // [num_rows] or null: the token to report instead of drawing one, or -1
+  const int32_t* mask_rows;   // [num_rows] or null: the row of `masks` that says which tokens may be drawn, or -1
+  const uint32_t* masks;      // [masks, mask_words(vocab_size)]; bit j of word i is token 32 i + j
+  int64_t num_logprobs;       // at most vocab_size
 };
 
 // token_ids, logprobs and has_failed: [num_rows]; top_ids and top_logprobs: [num_rows, num_logprobs].

@@ -10,10 +10,12 @@ TYPE_CHECKING = False  # type checkers take it as true; importing typing would c
 if TYPE_CHECKING:
     from subsecond.api import Model, load
     from subsecond.core.errors import (
+        ContextLengthError,
         DownloadError,
         FormatError,
         InputError,
         IntegrityError,
+        OverloadedError,
         ResourceError,
         SubsecondError,
         UnsupportedError,
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ContextLengthError",
     "DownloadError",
     "Embedder",
     "FormatError",
     "InputError",
     "IntegrityError",
     "Model",
+    "OverloadedError",
     "ResourceError",
     "SubsecondError",
     "UnsupportedError",
@@ -38,12 +42,14 @@ __all__ = [
 ]
 
 _MODULE_BY_NAME = {
+    "ContextLengthError": "subsecond.core.errors",
     "DownloadError": "subsecond.core.errors",
     "Embedder": "subsecond.embedder",
     "FormatError": "subsecond.core.errors",
     "InputError": "subsecond.core.errors",
     "IntegrityError": "subsecond.core.errors",
     "Model": "subsecond.api",
+    "OverloadedError": "subsecond.core.errors",
     "ResourceError": "subsecond.core.errors",
     "SubsecondError": "subsecond.core.errors",
     "UnsupportedError": "subsecond.core.errors",

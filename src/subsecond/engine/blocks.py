@@ -42,13 +42,12 @@ class BlockAllocator:
     order in which it will be reused, least recently used first. Full blocks are shared, never written again.
     """
 
-    def __init__(self, num_blocks: int, block_tokens: int, *, variant: str, has_prefix_cache: bool = True) -> None:
+    def __init__(self, num_blocks: int, block_tokens: int, *, variant: str) -> None:
         assert num_blocks > 0
         assert block_tokens > 0
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self._variant = variant
-        self._has_prefix_cache = has_prefix_cache
         self._free = list(range(num_blocks - 1, -1, -1))
         self._num_holders = [0] * num_blocks
         self._kept: OrderedDict[int, None] = OrderedDict()
@@ -66,14 +65,17 @@ class BlockAllocator:
         """Blocks that hold this many positions."""
         return -(-num_tokens // self.block_tokens)
 
-    def open(self, token_ids: Sequence[int], salt: str, *, num_spare: int = 0) -> BlockTable | None:
+    def open(
+        self, token_ids: Sequence[int], salt: str, *, num_spare: int = 0, max_shared: int | None = None
+    ) -> BlockTable | None:
         """Return a table that holds all tokens, its start shared with the cache where possible.
 
-        At least the last token is left to compute, because its logits are wanted. Returns None, and changes nothing
+        At most `max_shared` tokens are shared, and at least the last one is left to compute, because its logits are
+        wanted. Returns None, and changes nothing
         but the order of reuse, if fewer than `num_spare` blocks would remain free.
         """
         table = BlockTable(salt)
-        self._share_prefix(table, token_ids)
+        self._share_prefix(table, token_ids, len(token_ids) if max_shared is None else max_shared)
         num_missing = self.blocks_for(len(token_ids)) - len(table.blocks)
         if self.num_free < num_missing + num_spare:
             self.close(table)
@@ -98,8 +100,6 @@ class BlockAllocator:
 
         Where the cache already has such a block, the table takes that one and frees its own.
         """
-        if not self._has_prefix_cache:
-            return
         size = self.block_tokens
         for index in range(table.num_cached_blocks, num_computed // size):
             key = self._key(table, token_ids, index)
@@ -152,10 +152,8 @@ class BlockAllocator:
         for block, count in holders.items():
             assert count == 1 or block in self._key_by_block, "a block that is not in the cache is shared"
 
-    def _share_prefix(self, table: BlockTable, token_ids: Sequence[int]) -> None:
-        if not self._has_prefix_cache:
-            return
-        for index in range((len(token_ids) - 1) // self.block_tokens):
+    def _share_prefix(self, table: BlockTable, token_ids: Sequence[int], max_shared: int) -> None:
+        for index in range(min(len(token_ids) - 1, max_shared) // self.block_tokens):
             block = self._block_by_key.get(self._key(table, token_ids, index))
             if block is None:
                 return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import secrets
+import time
 from collections import deque
 from threading import Condition, Thread, current_thread
 
 from subsecond.backends.protocol import Backend
-from subsecond.core.errors import ContextLengthError, InputError, SubsecondError
+from subsecond.core.errors import ContextLengthError, InputError, OverloadedError, SubsecondError
 from subsecond.engine.blocks import BlockAllocator
 from subsecond.engine.protocol import EngineStats
 from subsecond.engine.request import Request
@@ -39,9 +40,8 @@ class LocalEngine:
             raise InputError(f"max_rows={max_rows} is not allowed; give 1 to {backend.max_rows}, the backend's limit")
         self._backend = backend
         self._context_length = context_length
-        self._allocator = BlockAllocator(
-            backend.num_blocks, backend.block_tokens, variant=backend.variant, has_prefix_cache=prefix_cache
-        )
+        self._allocator = BlockAllocator(backend.num_blocks, backend.block_tokens, variant=backend.variant)
+        self._has_prefix_cache = prefix_cache
         self._scheduler = Scheduler(self._allocator, max_rows or backend.max_rows)
         self._waker = ReaderWaker()
         self._loop = StepLoop(backend, self._scheduler, self._forget, self._waker.wake)
@@ -70,9 +70,12 @@ class LocalEngine:
             variant=self._backend.variant,
             cancel=self.cancel,
         )
-        sequence = Sequence(request, seed, max_length)
+        sequence = Sequence(request, seed, max_length, self._salt(request))
+        if request.deadline_ms is not None:
+            sequence.deadline_s = stream.start_s + request.deadline_ms / 1e3
         with self._changed:
             self._check_open()
+            self._check_deadline(request)
             if request.id in self._streams:
                 raise InputError(f"id={request.id!r} belongs to a live request; give each its own")
             self._streams[request.id] = stream
@@ -102,9 +105,12 @@ class LocalEngine:
             num_free_blocks=self._allocator.num_free,
             num_steps=counts.num_steps,
             num_rows=counts.num_rows,
+            num_prompt_tokens=counts.num_prompt_tokens,
             num_cached_tokens=counts.num_cached_tokens,
             num_preemptions=self._scheduler.num_preemptions,
             num_failed_steps=counts.num_failed_steps,
+            step_ms=None if (started := self._loop.step_started_s) is None else (time.perf_counter() - started) * 1e3,
+            is_alive=self._failure is None and not self._is_closing,
             last_error=repr(self._failure) if self._failure is not None else counts.last_error,
         )
 
@@ -117,6 +123,7 @@ class LocalEngine:
         if self._thread is not None and self._thread is not current_thread():
             self._thread.join()
         self._waker.close()
+        self._loop.close()
 
     def _run(self) -> None:
         try:
@@ -164,7 +171,7 @@ class LocalEngine:
         num_prompt, wanted = len(request.prompt_ids), request.params.max_tokens
         limit = self.max_tokens
         name = "context length" if limit == self._context_length else "key/value memory"
-        if num_prompt >= limit:
+        if num_prompt > limit or (num_prompt == limit and wanted != 0):
             raise ContextLengthError(
                 f"the prompt has {num_prompt} tokens, but the {name} is {limit} tokens for prompt and answer; "
                 "give a shorter one"
@@ -177,6 +184,27 @@ class LocalEngine:
                 f"give max_tokens of at most {limit - num_prompt} or a shorter prompt"
             )
         return num_prompt + wanted
+
+    def _salt(self, request: Request) -> str:
+        """What keeps cached blocks apart: the request's own salt, or without a prefix cache its group."""
+        if self._has_prefix_cache:
+            return request.salt
+        return f"request {request.id}" if request.group is None else f"group {request.group} {request.salt}"
+
+    def _check_deadline(self, request: Request) -> None:
+        """Raise OverloadedError if the first token cannot come in time, as far as measured times tell."""
+        if request.deadline_ms is None:
+            return
+        ahead = [*self._scheduler.running, *self._scheduler.waiting, *(sequence for sequence, _ in self._submitted)]
+        num_rows = sum(item.num_missing for item in ahead if item.request.priority <= request.priority)
+        num_answers = sum(item.num_missing == 1 for item in self._scheduler.running)
+        ttft_ms = self._scheduler.pacer.ttft_ms(num_rows + len(request.prompt_ids), num_answers)
+        if ttft_ms is not None and ttft_ms > request.deadline_ms:
+            raise OverloadedError(
+                f"the first token would take about {ttft_ms:.0f} ms, but deadline_ms={request.deadline_ms:g}; "
+                "ask again later, or give a later deadline or a shorter prompt",
+                retry_after_s=(ttft_ms - request.deadline_ms) / 1e3,
+            )
 
     def _check_ids(self, request: Request) -> None:
         """Raise InputError if a token id is not in the vocabulary."""

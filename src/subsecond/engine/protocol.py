@@ -14,7 +14,10 @@ class EngineStats:
     """Counts at one moment. Those from `num_steps` on are sums since the engine was made.
 
     num_free_blocks  blocks that a request could have now, those that only the prefix cache holds included
-    num_rows         rows computed; num_cached_tokens: prompt tokens that the prefix cache saved from being computed
+    num_rows         rows computed
+    num_prompt_tokens, num_cached_tokens: tokens of the prompts taken up, and those of them that the prefix cache had
+    step_ms          how long the step now being computed has taken so far; None between steps
+    is_alive         whether requests can be submitted
     last_error       what the last failed step raised; None if none failed
     """
 
@@ -24,10 +27,13 @@ class EngineStats:
     num_free_blocks: int
     num_steps: int
     num_rows: int
+    num_prompt_tokens: int
     num_cached_tokens: int
     num_preemptions: int
     num_failed_steps: int
     last_error: str | None
+    step_ms: float | None = None
+    is_alive: bool = True
 
 
 class Engine(Protocol):

@@ -111,6 +111,8 @@ class Request:
             raise InputError(f"deadline_ms={self.deadline_ms} is not allowed; give milliseconds above 0, or None")
         if not -(2**31) <= self.priority < 2**31:
             raise InputError(f"priority={self.priority} is not allowed; give -2^31 to 2^31 - 1")
+        if self.constraint is not None and self.params.ignore_eos:
+            raise InputError("ignore_eos=True goes past the end that a format has; leave one of them out")
         if not 0 <= self.sample_index < 2**31:
             raise InputError(f"sample_index={self.sample_index} is not allowed; give 0 to 2^31 - 1")
 

@@ -32,7 +32,6 @@ class TokenStream:
         self.variant = variant
         self.cached_tokens = 0
         self.prompt_logprobs: list[PromptLogprobs] = []  # of the prompt's tokens from the second on, if asked for
-        self.num_preemptions = 0
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.start_s = time.perf_counter()

@@ -70,6 +70,7 @@ class FakeBackend:
             logprobs=np.array([logprobs[token] for token, logprobs, _ in results], np.float32),
             top_ids=np.array([top for _, _, top in results], np.int32),
             top_logprobs=np.array([logprobs[top] for _, logprobs, top in results], np.float32),
+            failed_rows=tuple(row for row in range(len(self._logits)) if self._is_failed(batch, row)),
         )
 
     def close(self) -> None:
@@ -88,7 +89,22 @@ class FakeBackend:
         if batch.temperature[row] > 0:
             state = [int(batch.seed[row]), int(batch.sample_index[row]), int(batch.position[row])]
             logits = logits / batch.temperature[row] + np.random.default_rng(state).gumbel(size=self.vocab_size)
-        return int(logits.argmax()), logprobs, np.argsort(-logprobs, kind="stable")[: batch.num_logprobs]
+        if batch.mask_rows is not None and batch.mask_rows[row] >= 0:
+            logits[~self._allowed(batch, row)] = -np.inf
+        token = int(logits.argmax())
+        if batch.forced_ids is not None and batch.forced_ids[row] >= 0:
+            token = int(batch.forced_ids[row])
+        return token, logprobs, np.argsort(-logprobs, kind="stable")[: batch.num_logprobs]
+
+    def _allowed(self, batch: SampleBatch, row: int) -> NDArray[np.bool_]:
+        assert batch.masks is not None
+        assert batch.mask_rows is not None
+        bits = np.unpackbits(batch.masks[batch.mask_rows[row]].view(np.uint8), bitorder="little")
+        return bits[: self.vocab_size].astype(np.bool_)
+
+    def _is_failed(self, batch: SampleBatch, row: int) -> bool:
+        is_masked = batch.mask_rows is not None and batch.mask_rows[row] >= 0
+        return is_masked and not self._allowed(batch, row).any()
 
 
 def check_batch(batch: ForwardBatch, backend: FakeBackend) -> None:

@@ -9,8 +9,8 @@ import pytest
 from subsecond.engine.blocks import BlockAllocator, BlockTable
 
 
-def allocator(num_blocks: int = 8, **options: bool) -> BlockAllocator:
-    return BlockAllocator(num_blocks, 4, variant="v", **options)
+def allocator(num_blocks: int = 8) -> BlockAllocator:
+    return BlockAllocator(num_blocks, 4, variant="v")
 
 
 def opened(pool: BlockAllocator, token_ids: list[int], salt: str = "") -> BlockTable:
@@ -124,12 +124,15 @@ def test_a_block_computed_twice_is_kept_once() -> None:
     pool.check([first, second])
 
 
-def test_without_prefix_cache_nothing_is_shared() -> None:
-    pool = allocator(has_prefix_cache=False)
-    first, second = computed(pool, list(range(9))), opened(pool, list(range(9)))
-    assert not set(first.blocks) & set(second.blocks)
-    pool.close(first)
-    pool.check([second])
+def test_no_more_is_shared_than_allowed() -> None:
+    pool = allocator()
+    first = computed(pool, list(range(9)))
+    second = pool.open(list(range(9)), "", max_shared=7)
+    assert second is not None
+    assert second.num_cached_blocks == 1
+    assert second.blocks[0] == first.blocks[0]
+    assert not set(first.blocks[1:]) & set(second.blocks)
+    pool.check([first, second])
 
 
 def test_open_leaves_the_spare_blocks() -> None:

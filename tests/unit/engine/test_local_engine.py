@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from subsecond.core.errors import InputError, SubsecondError
+from subsecond.core.errors import InputError, OverloadedError, SubsecondError
 from subsecond.engine.local import LocalEngine
 from subsecond.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 from subsecond.engine.stream import TokenStream, wake_readers
@@ -319,3 +319,33 @@ def test_readers_of_one_loop_are_woken_together(monkeypatch: pytest.MonkeyPatch)
 
     assert asyncio.run(main()) == [[7, 8]] * 5
     assert len(calls) == 2
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_to_ask_again(engine: LocalEngine) -> None:
+    late = Request(PROMPT * 20, SamplingParams(max_tokens=1), "late", deadline_ms=1.0)
+    engine._scheduler.pacer.record(0, 10, 20.0)
+    with pytest.raises(OverloadedError, match=r"about 120 ms, but deadline_ms=1; .* later deadline") as refusal:
+        engine.submit(late)
+    assert refusal.value.retry_after_s == pytest.approx(0.119, abs=0.001)
+    in_time = Request(PROMPT * 20, SamplingParams(max_tokens=1), "in time", deadline_ms=60_000)
+    assert len(list(engine.submit(in_time))) == 1
+
+
+def test_a_full_context_can_be_read_when_no_token_is_wanted(engine: LocalEngine) -> None:
+    events = list(engine.submit(request("a", (1,) * 200, max_tokens=0)))
+    assert [(event.token_id, event.finish_reason) for event in events] == [(None, "length")]
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_the_prefix_cache_can_be_switched_off_between_requests(prefix_cache: bool) -> None:
+    engine = LocalEngine(FakeBackend(), context_length=200, prefix_cache=prefix_cache)
+    streams = [engine.submit(request(name, PROMPT * 4, max_tokens=2)) for name in "ab"]
+    answers = [[event.token_id for event in stream] for stream in streams]
+    again = engine.submit(request("c", PROMPT * 4, max_tokens=2))
+    assert [event.token_id for event in again] == answers[0] == answers[1]
+    assert (again.cached_tokens > 0) is prefix_cache
+    stats = engine.stats()
+    assert stats.num_prompt_tokens == 3 * 4 * len(PROMPT)
+    assert stats.is_alive
+    engine.close()
+    assert not engine.stats().is_alive

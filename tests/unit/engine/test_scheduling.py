@@ -30,8 +30,8 @@ class Bench:
             self.backend.num_blocks,
             self.backend.block_tokens,
             variant=self.backend.variant,
-            has_prefix_cache=has_prefix_cache,
         )
+        self.has_prefix_cache = has_prefix_cache
         self.scheduler = Scheduler(self.allocator, max_rows or self.backend.max_rows)
         self.arrivals: list[str] = []
         self.loop = StepLoop(self.backend, self.scheduler, forget=lambda _: None)
@@ -41,8 +41,13 @@ class Bench:
         seed = request.params.seed or 0
         num_prompt = len(request.prompt_ids)
         stream = TokenStream(request.id, seed=seed, num_prompt_tokens=num_prompt, variant="fake", cancel=lambda _: None)
-        max_tokens = request.params.max_tokens or MAX_LENGTH - num_prompt
-        self.loop.add(Sequence(request, seed, num_prompt + max_tokens), stream)
+        max_tokens = request.params.max_tokens
+        max_length = MAX_LENGTH if max_tokens is None else num_prompt + max_tokens
+        salt = None if self.has_prefix_cache else f"request {request.id}"
+        sequence = Sequence(request, seed, max_length, salt)
+        if request.deadline_ms is not None:
+            sequence.deadline_s = stream.start_s + request.deadline_ms / 1e3
+        self.loop.add(sequence, stream)
         return stream
 
     def step(self) -> None:
@@ -54,8 +59,9 @@ class Bench:
         self.allocator.check([table for table in running if table is not None])
         assert all(table is not None for table in running)
         assert all(sequence.table is None for sequence in self.scheduler.waiting)
-        order = [self.arrivals.index(item.request.id) for item in (*self.scheduler.running, *self.scheduler.waiting)]
-        assert order == sorted(order), "older sequences run before younger ones, and wait before them"
+        for sequences in (self.scheduler.running, self.scheduler.waiting):
+            order = [(item.request.priority, self.arrivals.index(item.request.id)) for item in sequences]
+            assert order == sorted(order), "sequences stand by priority, then by arrival"
 
     def run(self) -> None:
         for _ in range(10_000):

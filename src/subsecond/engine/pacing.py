@@ -1,0 +1,78 @@
+"""How many rows of prompts a step may read beside answers that are being written, by times measured as it goes.
+
+An answer whose step also reads rows of a prompt has to wait for them. The pacer keeps two measured costs, a step that
+only writes answers and a further row of a prompt, and from them bounds what prompts may add to a step.
+"""
+
+from __future__ import annotations
+
+import math
+
+# A step with prompts may take this much longer than one without: 0.8 leaves room for noise below twice the latency.
+PROMPT_SHARE = 0.8
+# A new measurement moves its average by this; costs drift slowly, with the length of contexts.
+WEIGHT = 0.2
+# Outliers say more of the machine than of the model.
+MAX_GROWTH = 2.0
+# Below this many rows a prompt would take forever, whatever its neighbours wait for.
+MIN_PROMPT_ROWS = 4
+
+
+class StepPacer:
+    """Averages of measured steps, and the number of prompt rows that follows from them."""
+
+    def __init__(self) -> None:
+        self._answer_ms: dict[int, float] = {}  # by the power of two above the number of answers
+        self._prompt_row_ms: float | None = None
+
+    @property
+    def prompt_row_ms(self) -> float | None:
+        """Milliseconds that a further row of a prompt costs; None before the first was measured."""
+        return self._prompt_row_ms
+
+    def answer_step_ms(self, num_answers: int) -> float | None:
+        """Milliseconds of a step that only writes this many answers; None before one like it was measured."""
+        if not self._answer_ms or num_answers == 0:
+            return None if num_answers else 0.0
+        key = num_answers.bit_length()
+        nearest = min(self._answer_ms, key=lambda known: abs(known - key))
+        return self._answer_ms[nearest]
+
+    def record(self, num_answers: int, num_prompt_rows: int, step_ms: float) -> None:
+        """Take up a measured step: its rows that continue answers, its other rows, and its time."""
+        if num_prompt_rows == 0:
+            key = num_answers.bit_length()
+            self._answer_ms[key] = _averaged(self._answer_ms.get(key), step_ms)
+            return
+        answers_ms = self.answer_step_ms(num_answers)
+        if answers_ms is None:
+            return
+        row_ms = max(step_ms - answers_ms, 0.01 * step_ms) / num_prompt_rows
+        self._prompt_row_ms = _averaged(self._prompt_row_ms, row_ms)
+
+    def prompt_rows(self, num_answers: int, num_prompts: int, max_rows: int) -> int:
+        """Most rows of prompts for a step that continues `num_answers` while `num_prompts` are not read yet.
+
+        With no answer to hold up there is no bound but `max_rows`. The more prompts wait for each answer that is
+        written, the more of the step is theirs: each answer loses a little, each prompt gains its whole wait.
+        """
+        answers_ms = self.answer_step_ms(num_answers)
+        if num_answers == 0 or answers_ms is None or self._prompt_row_ms is None:
+            return max_rows
+        share = PROMPT_SHARE * max(1.0, num_prompts**2 / num_answers)
+        rows = share * answers_ms / self._prompt_row_ms
+        return max_rows if rows >= max_rows else max(MIN_PROMPT_ROWS, math.floor(rows))
+
+    def ttft_ms(self, num_rows_ahead: int, num_answers: int) -> float | None:
+        """Predicted milliseconds until a prompt is read whose last row has this many before it; None if unmeasured."""
+        if self._prompt_row_ms is None:
+            return None
+        read_ms = num_rows_ahead * self._prompt_row_ms
+        return read_ms if num_answers == 0 else read_ms * (1 + 1 / PROMPT_SHARE)
+
+
+def _averaged(average: float | None, value: float) -> float:
+    """The moving average with one more value, of which an outlier counts as the largest usual growth."""
+    if average is None:
+        return value
+    return average + WEIGHT * (min(value, MAX_GROWTH * average) - average)
