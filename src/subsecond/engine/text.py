@@ -136,7 +136,12 @@ class StopMatcher:
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.is_stopped = False
+        self.matched: str | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string is complete; `matched` is the one."""
+        return self.matched is not None
 
     def push(self, text: str) -> str:
         """Return the text that is certain not to belong to a stop string."""
@@ -145,11 +150,10 @@ class StopMatcher:
         if not self._stops:
             return text
         text = self._held + text
-        ends = [(text.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in text]
+        ends = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
         if ends:
             # the first to be complete, so that the result does not depend on where the pieces were cut
-            end, minus_length = min(ends)
-            self.is_stopped = True
+            end, minus_length, self.matched = min(ends)
             self._held = ""
             return text[: end + minus_length]
         num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
@@ -214,6 +218,11 @@ class TextStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.cancel()
+
+    @property
+    def matched_stop(self) -> str | None:
+        """The stop string that ended the answer; None before its end and where anything else ended it."""
+        return self._matcher.matched
 
     @property
     def completion(self) -> Completion | None:

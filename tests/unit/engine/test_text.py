@@ -152,6 +152,25 @@ def test_the_cut_does_not_depend_on_the_pieces() -> None:
         matcher = StopMatcher(stops)
         pieces = [matcher.push(text[start : start + size]) for start in range(0, len(text), size)]
         assert "".join(pieces) + matcher.finish() == expected
+        assert matcher.matched == whole.matched == "cabe"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "matched"),
+    [
+        (["abcd"], ["bcd", "c"], "c"),
+        (["one ST", "ART", " STOP"], ["OR", "STOP"], "STOP"),
+        (["one ", "two"], ["STOP"], None),
+        (["ab"], ["b", "ab"], "ab"),
+    ],
+)
+def test_a_stream_tells_which_stop_string_ended_it(
+    pieces: list[str | bytes], stop: list[str], matched: str | None
+) -> None:
+    stream = text_stream(pieces, *stop)
+    assert stream.matched_stop is None
+    stream.collect()
+    assert stream.matched_stop == matched
 
 
 def test_a_stop_string_cancels_the_rest() -> None:
