@@ -23,7 +23,6 @@ from subsecond.engine.stream import TokenStream
 from subsecond.engine.text import TextChunk, TextStream, TokenLogprobs
 from subsecond.models.detokenizer import StreamingDetokenizer
 from subsecond.models.reasoning import ReasoningSplitter
-from subsecond.models.tokenizer import Tokenizer
 from subsecond.models.tool_calls import FREE_CHOICE, ToolCall, ToolCallDelta, check_tools, joined_calls
 from subsecond.models.tool_splitter import ToolCallSplitter
 from subsecond.serve.merging import merged
@@ -126,15 +125,11 @@ class _NoMeter:
 class _Sample:
     """One sample's text on its way from the engine, with what only its end tells."""
 
-    def __init__(
-        self, number: int, stream: TextStream, request: Request, tokenizer: Tokenizer, meter: AnswerMeter
-    ) -> None:
+    def __init__(self, number: int, stream: TextStream, meter: AnswerMeter) -> None:
         self.number = number
         self.stream = stream
         self.num_reasoning_tokens = 0
         self.end_reason: EndReason | None = None
-        self._request = request
-        self._tokenizer = tokenizer
         self._meter = meter
         self._has_calls = False
         self._last_part_s: float | None = None
@@ -158,28 +153,8 @@ class _Sample:
         if finish_reason is not None:
             assert finish_reason != "error", "a failed engine raises"
             self.end_reason = "tool_calls" if self._has_calls and finish_reason == "stop" else finish_reason
-            stop = self._matched_stop() if finish_reason == "stop" else None
+            stop = self.stream.matched_stop if finish_reason == "stop" else None
         return AnswerPart(self.number, text, reasoning, calls, token_ids, logprobs, self.end_reason, stop)
-
-    def _matched_stop(self) -> str | None:
-        """Return the stop string that the last token completed; None where that token ends answers by itself."""
-        params, completion = self._request.params, self.stream.completion
-        token_ids = completion.token_ids if completion is not None else ()
-        if not params.stop or not token_ids:
-            return None
-        ends_alone = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *self._request.eos_ids)
-        if token_ids[-1] in ends_alone:
-            return None
-        tail = token_ids[-(max(map(len, params.stop)) + 1) :]
-        text = self._tokenizer.decode(tail)
-        start = len(text) - len(self._tokenizer.decode(tail[-1:]))
-        # as the stream matches: the first to be complete, the longest of those
-        ends = [
-            (place + len(stop), -len(stop), stop)
-            for stop in params.stop
-            if (place := text.find(stop, max(0, start - len(stop) + 1))) >= 0
-        ]
-        return min(ends)[2] if ends else params.stop[0]
 
 
 class Answer:
@@ -382,7 +357,7 @@ class Answering:
             stop=request.params.stop,
             has_logprobs=order.has_logprobs,
         )
-        return _Sample(number, stream, request, tokenizer, self._meter)
+        return _Sample(number, stream, self._meter)
 
     def _prepare(self, order: Order) -> _Prepared:
         prompt_ids = self._encode(order)
