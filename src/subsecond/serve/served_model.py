@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Protocol
 
+from subsecond.backends.batch import Float32
 from subsecond.engine.protocol import Engine
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.prompt_encoder import PromptEncoder
@@ -43,3 +44,25 @@ class ServedModel(Protocol):
 
     def close(self) -> None:
         """End what is live and free the memory."""
+
+
+class ServedEmbedder(Protocol):
+    """A loaded embedding model."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Configuration and tokenizer."""
+
+    @property
+    def backend(self) -> ServedBackend:
+        """What computes."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+
+    def embed(self, texts: Sequence[str]) -> Float32:
+        """Unit vectors float32 [texts, width]; InputError for a text that is too long."""
+
+    def close(self) -> None:
+        """Free the memory."""

@@ -1,0 +1,262 @@
+"""The models of a server by name: loaded when asked for, kept while in use, let go when memory is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from subsecond.core.errors import InputError, ResourceError, SubsecondError
+from subsecond.serve.answers import Answering
+from subsecond.serve.errors import UnavailableError, UnknownModelError
+from subsecond.serve.served_model import ServedEmbedder, ServedModel
+
+RETRY_AFTER_S = 5.0
+MAX_NAMES_TOLD = 50
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that may be served: the name that requests give, and what the loader is given."""
+
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loader brings: a model that answers or one that embeds, and the bytes it holds."""
+
+    num_bytes: int
+    model: ServedModel | None = None
+    embedder: ServedEmbedder | None = None
+
+
+class ModelLoader(Protocol):
+    """Loads models; called in threads of their own, never on the event loop."""
+
+    def estimate_bytes(self, spec: ModelSpec) -> int:
+        """Return about how much memory the model will hold once loaded: weights and key/value blocks."""
+
+    def load(self, spec: ModelSpec) -> Loaded:
+        """Load the model; raises SubsecondError if that cannot be done."""
+
+
+class Served:
+    """A loaded model, in the hands of a request that holds a lease on it."""
+
+    def __init__(self, spec: ModelSpec, loaded: Loaded) -> None:
+        self.spec = spec
+        self.loaded = loaded
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.spec.name
+
+    @property
+    def model(self) -> ServedModel:
+        """The language model; InputError for an embedding model, naming what it is for."""
+        if self.loaded.model is None:
+            raise InputError(f"{self.name} is an embedding model: it gives vectors, no answers; ask /v1/embeddings")
+        return self.loaded.model
+
+    @property
+    def embedder(self) -> ServedEmbedder:
+        """The embedding model; InputError for a language model, naming what it is for."""
+        if self.loaded.embedder is None:
+            raise InputError(f"{self.name} is a language model: it gives answers, no vectors; name an embedding model")
+        return self.loaded.embedder
+
+    @cached_property
+    def answering(self) -> Answering:
+        """What starts orders on the language model."""
+        return Answering(self.model)
+
+    def close(self) -> None:
+        """Free what it holds; called when nobody has a lease."""
+        if "answering" in self.__dict__:
+            self.answering.close()
+        for part in (self.loaded.model, self.loaded.embedder):
+            if part is not None:
+                part.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What is told of a model; `served` is None unless it is loaded, `num_bytes` then what it holds."""
+
+    spec: ModelSpec
+    is_loading: bool
+    num_leases: int
+    num_bytes: int
+    served: Served | None
+    last_error: str | None
+
+
+class _Entry:
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.served: Served | None = None
+        self.loading: asyncio.Task[Served | SubsecondError] | None = None
+        self.num_leases = 0  # those that wait for the model included
+        self.last_use = 0
+        self.last_error: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self.served is None else self.served.loaded.num_bytes
+
+
+class ModelRegistry:
+    """Names to models. Used on one event loop; loading and closing happen in threads, one model at a time.
+
+    `budget_bytes` bounds what all loaded models hold together, `wait_s` how long a request waits for its model.
+    """
+
+    def __init__(
+        self, specs: Iterable[ModelSpec], loader: ModelLoader, *, budget_bytes: int | None = None, wait_s: float = 600.0
+    ) -> None:
+        self._entries: dict[str, _Entry] = {}
+        for spec in specs:
+            if spec.name in self._entries:
+                raise InputError(f"two models have the name {spec.name!r}; give one another, as NAME=MODEL")
+            self._entries[spec.name] = _Entry(spec)
+        if not self._entries:
+            raise InputError("no model is given; name at least one")
+        self._loader = loader
+        self._budget_bytes = budget_bytes
+        self._wait_s = wait_s
+        self._uses = itertools.count(1)
+        self._loading_lock = asyncio.Lock()
+        self._released = asyncio.Event()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order they were given."""
+        return tuple(self._entries)
+
+    def states(self) -> tuple[ModelState, ...]:
+        """Return what is told of each model, in their order."""
+        return tuple(
+            ModelState(
+                spec=entry.spec,
+                is_loading=entry.loading is not None,
+                num_leases=entry.num_leases,
+                num_bytes=entry.num_bytes,
+                served=entry.served,
+                last_error=entry.last_error,
+            )
+            for entry in self._entries.values()
+        )
+
+    def check_name(self, name: str) -> None:
+        """UnknownModelError unless there is a model of that name; the message lists those that there are."""
+        if name not in self._entries:
+            names = list(self._entries)
+            more = f" and {len(names) - MAX_NAMES_TOLD} more" if len(names) > MAX_NAMES_TOLD else ""
+            raise UnknownModelError(
+                f"there is no model {name[:100]!r} here; there {'is' if len(names) == 1 else 'are'} "
+                f"{', '.join(names[:MAX_NAMES_TOLD])}{more}"
+            )
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[Served]:
+        """Hold a model, loading it if need be; while held it is not let go.
+
+        Raises:
+            UnknownModelError: there is none of that name.
+            UnavailableError: it could not be loaded, or not in time. The next request tries again.
+        """
+        self.check_name(name)
+        entry = self._entries[name]
+        entry.num_leases += 1
+        try:
+            yield entry.served or await self._wait_loaded(entry)
+        finally:
+            entry.num_leases -= 1
+            entry.last_use = next(self._uses)
+            self._released.set()
+
+    async def aclose(self) -> None:
+        """Wait for what is being loaded and close every model; nobody should hold one any more."""
+        for entry in self._entries.values():
+            if entry.loading is not None:
+                await entry.loading
+            await self._close(entry)
+
+    async def _wait_loaded(self, entry: _Entry) -> Served:
+        """Return the loaded model; whoever comes first has it loaded, and the others wait for the same load."""
+        if entry.loading is None:
+            entry.loading = asyncio.create_task(self._load(entry))
+        task = entry.loading
+        await asyncio.wait({task}, timeout=self._wait_s)  # a waiter that is cancelled leaves the load alone
+        if not task.done():
+            raise UnavailableError(
+                f"{entry.spec.name} is still being loaded; ask again later",
+                code="model_loading",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        result = task.result()
+        if isinstance(result, Served):
+            return result
+        raise UnavailableError(
+            f"{entry.spec.name} could not be loaded: {result}", code="model_not_loaded", retry_after_s=RETRY_AFTER_S
+        ) from result
+
+    async def _load(self, entry: _Entry) -> Served | SubsecondError:
+        """Load a model and return it, or why it could not be."""
+        try:
+            async with self._loading_lock:
+                num_bytes = await asyncio.to_thread(self._loader.estimate_bytes, entry.spec)
+                await self._make_room(num_bytes, entry.spec.name)
+                entry.served = Served(entry.spec, await asyncio.to_thread(self._loader.load, entry.spec))
+            entry.last_error = None
+            return entry.served
+        except (SubsecondError, OSError, MemoryError) as error:
+            entry.last_error = "the memory does not suffice" if isinstance(error, MemoryError) else str(error)
+            _log.error("%s could not be loaded: %s", entry.spec.name, entry.last_error)
+            return SubsecondError(entry.last_error)
+        except Exception as error:
+            entry.last_error = f"an error of ours, {type(error).__name__}; the log tells more"
+            _log.exception("%s could not be loaded", entry.spec.name)
+            return SubsecondError(entry.last_error)
+        finally:
+            entry.loading = None
+
+    async def _make_room(self, num_bytes: int, name: str) -> None:
+        """Close idle models, least recently used first, until `num_bytes` more fit into the budget."""
+        budget = self._budget_bytes
+        if budget is None:
+            return
+        if num_bytes > budget:
+            raise ResourceError(
+                f"{name} needs about {num_bytes / 1e6:.0f} MB, but the memory budget is {budget / 1e6:.0f} MB; start "
+                "the server with a larger --memory-budget-mb, or with fewer --context-tokens"
+            )
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while sum(entry.num_bytes for entry in self._entries.values()) + num_bytes > budget:
+                    await self._free_one()
+        except TimeoutError:
+            raise ResourceError(f"the models that are loaded were in use for {self._wait_s:g} s") from None
+
+    async def _free_one(self) -> None:
+        """Close the least recently used of the idle models, or wait until a lease has ended."""
+        idle = [entry for entry in self._entries.values() if entry.served is not None and not entry.num_leases]
+        if idle:
+            await self._close(min(idle, key=lambda entry: entry.last_use))
+        else:
+            self._released.clear()
+            await self._released.wait()
+
+    async def _close(self, entry: _Entry) -> None:
+        served, entry.served = entry.served, None  # whoever asks for it from now on has it loaded anew
+        if served is not None:
+            await asyncio.to_thread(served.close)
