@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -96,9 +95,13 @@ def _too_large(max_bytes: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"the body is larger than {max_bytes} bytes, the most that is read; send less")
 
 
-@lru_cache(maxsize=256)
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}  # one a struct; making one takes longer than using it
+
+
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+    if kind not in _DECODERS:
+        _DECODERS[kind] = msgspec.json.Decoder(kind)
+    return _DECODERS[kind]
 
 
 def _refuse_field(message: str) -> NoReturn:

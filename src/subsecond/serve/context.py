@@ -26,8 +26,12 @@ class ServerContext:
     registry: ModelRegistry
     settings: ServeSettings
     limits: Limits
-    metrics: Metrics = field(default_factory=Metrics)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is counted and timed."""
+        return self.registry.metrics
 
     def lease(self, model: str) -> AbstractAsyncContextManager[Served]:
         """Hold a model for a request, loading it if need be; see `ModelRegistry.lease`.

@@ -14,6 +14,7 @@ from typing import Protocol
 from subsecond.core.errors import InputError, ResourceError, SubsecondError
 from subsecond.serve.answers import Answering
 from subsecond.serve.errors import UnavailableError, UnknownModelError
+from subsecond.serve.metrics import Metrics, ModelMetrics
 from subsecond.serve.served_model import ServedEmbedder, ServedModel
 
 RETRY_AFTER_S = 5.0
@@ -51,9 +52,10 @@ class ModelLoader(Protocol):
 class Served:
     """A loaded model, in the hands of a request that holds a lease on it."""
 
-    def __init__(self, spec: ModelSpec, loaded: Loaded) -> None:
+    def __init__(self, spec: ModelSpec, loaded: Loaded, metrics: ModelMetrics) -> None:
         self.spec = spec
         self.loaded = loaded
+        self.metrics = metrics
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ class Served:
     @cached_property
     def answering(self) -> Answering:
         """What starts orders on the language model."""
-        return Answering(self.model)
+        return Answering(self.model, meter=self.metrics)
 
     def close(self) -> None:
         """Free what it holds; called when nobody has a lease."""
@@ -133,6 +135,7 @@ class ModelRegistry:
         self._loader = loader
         self._budget_bytes = budget_bytes
         self._wait_s = wait_s
+        self.metrics = Metrics()
         self._uses = itertools.count(1)
         self._loading_lock = asyncio.Lock()
         self._released = asyncio.Event()
@@ -216,7 +219,8 @@ class ModelRegistry:
             async with self._loading_lock:
                 num_bytes = await asyncio.to_thread(self._loader.estimate_bytes, entry.spec)
                 await self._make_room(num_bytes, entry.spec.name)
-                entry.served = Served(entry.spec, await asyncio.to_thread(self._loader.load, entry.spec))
+                loaded = await asyncio.to_thread(self._loader.load, entry.spec)
+                entry.served = Served(entry.spec, loaded, self.metrics.of(entry.spec.name))
             entry.last_error = None
             return entry.served
         except (SubsecondError, OSError, MemoryError) as error:
