@@ -25,11 +25,12 @@ from subsecond.models.detokenizer import StreamingDetokenizer
 from subsecond.models.reasoning import ReasoningSplitter
 from subsecond.models.tool_calls import FREE_CHOICE, ToolCall, ToolCallDelta, check_tools, joined_calls
 from subsecond.models.tool_splitter import ToolCallSplitter
+from subsecond.serve.errors import UnavailableError
 from subsecond.serve.merging import merged
 from subsecond.serve.order import Order
 from subsecond.serve.served_model import ServedModel
 
-EndReason = Literal["stop", "length", "tool_calls", "deadline", "cancelled"]
+EndReason = Literal["stop", "length", "tool_calls", "deadline"]
 NUM_PREPARING_THREADS = 2
 
 
@@ -151,6 +152,12 @@ class _Sample:
         if calls:
             self._has_calls = True
         if finish_reason is not None:
+            if finish_reason == "cancelled":  # by nobody here, as then nobody would read it
+                raise UnavailableError(
+                    "the model is being let go, so its answer ended early; ask again",
+                    code="model_closed",
+                    retry_after_s=1.0,
+                )
             assert finish_reason != "error", "a failed engine raises"
             self.end_reason = "tool_calls" if self._has_calls and finish_reason == "stop" else finish_reason
             stop = self.stream.matched_stop if finish_reason == "stop" else None

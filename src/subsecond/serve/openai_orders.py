@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
 
 from subsecond.engine.grammar.output_format import OutputFormat
+from subsecond.engine.local import NUM_SEED_BITS
 from subsecond.engine.request import SamplingParams
 from subsecond.models.prompt import Message
 from subsecond.models.tool_calls import Tool, ToolChoice
@@ -75,6 +78,9 @@ def completion_orders(body: wire.CompletionBody) -> tuple[Order, ...]:
     if body.best_of is not None and body.best_of != num_samples:
         refuse("best_of", f"{_short(body.best_of)} differs from n={num_samples}; choosing among more is not supported")
     params = _completion_params(body)
+    prompts = _prompts(body.prompt)
+    if len(prompts) > 1 and params.seed is None:
+        params = replace(params, seed=secrets.randbits(NUM_SEED_BITS))  # one for all, so that it can be told
     output = _structured_output(body.structured_outputs)
     priority, deadline_ms = checked_priority(body.priority), checked_deadline_ms(body.deadline_ms)
     return tuple(
@@ -88,7 +94,7 @@ def completion_orders(body: wire.CompletionBody) -> tuple[Order, ...]:
             priority=priority,
             deadline_ms=deadline_ms,
         )
-        for prompt in _prompts(body.prompt)
+        for prompt in prompts
     )
 
 
@@ -329,7 +335,7 @@ def _is_continuation(body: wire.ChatBody) -> bool:
     return is_continuation
 
 
-def _prompts(given: str | Sequence[str | int | Sequence[int]]) -> Iterable[str | tuple[int, ...]]:
+def _prompts(given: str | Sequence[str | int | Sequence[int]]) -> tuple[str | tuple[int, ...], ...]:
     """Return the prompts of a body, each a text or token ids."""
     if isinstance(given, str):
         return (_checked_prompt(given, "prompt"),)
