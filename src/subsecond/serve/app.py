@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from subsecond.serve import health
+from subsecond.serve import health, openai_chat, responses
 from subsecond.serve.auth import ApiKeys, Doorkeeper
 from subsecond.serve.context import ServerContext
 from subsecond.serve.errors import ClientGoneError, UnavailableError, error_response, public_error, style_of
@@ -20,7 +20,7 @@ from subsecond.serve.registry import ModelRegistry
 from subsecond.serve.routing import ApiRoute, RouteTable
 from subsecond.serve.settings import ServeSettings
 
-ROUTE_MODULES = (health,)
+ROUTE_MODULES = (health, openai_chat, responses)
 REQUEST_ID_HEADER = "x-request-id"
 
 
