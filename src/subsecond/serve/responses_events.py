@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from subsecond.core.errors import SubsecondError
 from subsecond.models.tool_calls import ToolCallDelta
-from subsecond.serve.answers import AnswerPart
+from subsecond.serve.answers import AnswerPart, SampleAnswer
 from subsecond.serve.logprob_entries import TokenBytes, logprob_entries
+from subsecond.serve.openai_chat import content_logprobs
 
 Event = dict[str, Any]
 _STATUS = {"stop": "completed", "tool_calls": "completed"}
@@ -28,14 +30,14 @@ class _OpenItem:
 
 
 class ResponseWriter:
-    """Turns the parts of one answer into events and keeps the items they make; used once.
+    """Turns the parts of one answer into events and keeps what they come to; used once.
 
-    `make_body` returns the response as it stands, given its status and items; events carry it at both ends.
+    `make_body` returns the response as this writer has it, which the first and the last events carry.
     """
 
     def __init__(
         self,
-        make_body: Callable[[str, list[dict[str, Any]]], dict[str, Any]],
+        make_body: Callable[[ResponseWriter], dict[str, Any]],
         *,
         token_bytes: TokenBytes,
         places: dict[str, tuple[str, str]] | None = None,
@@ -44,6 +46,7 @@ class ResponseWriter:
         self.items: list[dict[str, Any]] = []
         self.status = "in_progress"
         self.incomplete_reason: str | None = None
+        self.error: SubsecondError | None = None
         self._make_body = make_body
         self._token_bytes = token_bytes
         self._places = places or {}
@@ -54,7 +57,7 @@ class ResponseWriter:
 
     def begin(self) -> list[Event]:
         """Return what stands before the first part."""
-        body = self._make_body("in_progress", [])
+        body = self._make_body(self)
         return [self._event("response.created", response=body), self._event("response.in_progress", response=body)]
 
     def push(self, part: AnswerPart) -> list[Event]:
@@ -76,14 +79,20 @@ class ResponseWriter:
             self._close(events)
         return events
 
+    def push_whole(self, answer: SampleAnswer) -> None:
+        """Take all parts at once, for a response without events."""
+        calls = tuple(ToolCallDelta(n, call.name, call.arguments) for n, call in enumerate(answer.tool_calls))
+        text, reasoning = answer.text, answer.reasoning
+        self.push(AnswerPart(0, text, reasoning, calls, answer.token_ids, answer.logprobs, answer.end_reason))
+
     def finish(self) -> list[Event]:
         """Return the last event, behind the last part."""
-        return [self._event(f"response.{self.status}", response=self._make_body(self.status, self.items))]
+        return [self._event(f"response.{self.status}", response=self._make_body(self))]
 
-    def fail(self, make_failed_body: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> list[Event]:
+    def fail(self, error: SubsecondError) -> list[Event]:
         """Return the last event of an answer that an error ended."""
-        self.status = "failed"
-        return [self._event("response.failed", response=make_failed_body(self.items))]
+        self.status, self.error = "failed", error
+        return self.finish()
 
     def _event(self, kind: str, **fields: Any) -> Event:
         event = {"type": kind, "sequence_number": self._num_events, **fields}
@@ -100,7 +109,10 @@ class ResponseWriter:
         if kind == "reasoning":
             events.append(self._event("response.reasoning_text.delta", **place))
             return
-        entries = logprob_entries(part.logprobs, self._token_bytes) if part is not None and self._has_logprobs else []
+        entries: list[dict[str, Any]] = []
+        if part is not None and self._has_logprobs:
+            logprobs = content_logprobs(part.logprobs, part.end_reason, part.stop)
+            entries = logprob_entries(logprobs, self._token_bytes)
         opened.logprobs += entries
         events.append(self._event("response.output_text.delta", **place, logprobs=entries))
 

@@ -117,7 +117,7 @@ class ReasoningItem(Body):
 
     type: Literal["reasoning"] = "reasoning"
     id: str | None = None
-    summary: list[SummaryText] = []
+    summary: list[SummaryText] | None = None
     content: list[ReasoningText] | None = None
     encrypted_content: str | None = None
     status: Status | None = None
@@ -145,7 +145,7 @@ class NamespaceTool(Body):
     type: Literal["namespace"] = "namespace"
 
 
-class ToolChoiceBody(Body):
+class ToolChoiceBody(Body, omit_defaults=True):
     """A choice among the tools that is more than a word."""
 
     type: str
@@ -156,7 +156,7 @@ class ToolChoiceBody(Body):
     server_label: str | None = None
 
 
-class TextFormat(Body):
+class TextFormat(Body, omit_defaults=True):
     """What the text of the answer is held to."""
 
     type: Literal["text", "json_object", "json_schema"]
