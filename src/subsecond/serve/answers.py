@@ -28,7 +28,7 @@ from subsecond.models.tool_splitter import ToolCallSplitter
 from subsecond.serve.errors import UnavailableError
 from subsecond.serve.merging import merged
 from subsecond.serve.order import Order
-from subsecond.serve.served_model import ServedModel
+from subsecond.serve.served_model import ServedEmbedder, ServedModel
 
 EndReason = Literal["stop", "length", "tool_calls", "deadline"]
 NUM_PREPARING_THREADS = 2
@@ -269,13 +269,13 @@ def _whole(parts: Sequence[AnswerPart]) -> SampleAnswer:
     )
 
 
-def artifact_name(model: ServedModel) -> str:
+def artifact_name(model: ServedModel | ServedEmbedder) -> str:
     """The name of what was loaded: the folder of packed weights, or the model's own file."""
     checkpoint = model.checkpoint
     return checkpoint.path.name if checkpoint.artifact is None else f"{checkpoint.path.name} (packed)"
 
 
-def kernels_name(model: ServedModel) -> str:
+def kernels_name(model: ServedModel | ServedEmbedder) -> str:
     """The instruction set in use, or the kind of backend where it has no choice of one."""
     return str(getattr(model.backend, "isa", type(model.backend).__name__))
 
