@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from subsecond.backends import native
+from subsecond.backends.protocol import Backend
 from subsecond.engine.local import LocalEngine
 from subsecond.engine.request import Request, SamplingParams
 from subsecond.measure.evaluation import forward_windows
@@ -85,3 +88,52 @@ def test_neighbours_in_the_step_keep_every_token(isa: str, checkpoint: Checkpoin
         engine.close()
         backend.close()
         assert together == alone
+
+
+def mixed_requests(checkpoint: Checkpoint, count: int) -> list[Request]:
+    """Short and long prompts, some with a common start; greedy and sampled; half end by their own length."""
+    ids = checkpoint.tokenizer.encode(TEXT)
+    choose = random.Random(5)
+    found = []
+    for index in range(count):
+        start = choose.randrange(len(ids) - 300)
+        shared = ids[: choose.choice((0, 0, 70, 140))]
+        settings: dict[str, Any] = {"max_tokens": choose.randrange(4, 20), "seed": index}
+        if index % 2:
+            settings |= {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": choose.choice((1.0, 1.2))}
+        prompt = (*shared, *ids[start : start + choose.randrange(1, 160)])
+        found.append(Request(prompt, SamplingParams(**settings), f"m{index}"))
+    return found
+
+
+def answers_of(backend: Backend, wanted: list[Request], width: int, **options: Any) -> list[list[int | None]]:
+    """All answers, `width` requests at a time."""
+    engine = LocalEngine(backend, context_length=2048, **options)
+    found = []
+    for start in range(0, len(wanted), width):
+        streams = [engine.submit(request) for request in wanted[start : start + width]]
+        found += [[event.token_id for event in stream] for stream in streams]
+    engine.close()
+    return found
+
+
+def check_every_company(checkpoint: Checkpoint, count: int, widths: tuple[int, ...]) -> None:
+    wanted = mixed_requests(checkpoint, count)
+    backend = native.load(checkpoint, context_tokens=4096)
+    expected = None
+    for width in widths:
+        for max_rows in (64, 512):
+            for prefix_cache in (False, True):
+                found = answers_of(backend, wanted, width, max_rows=max_rows, prefix_cache=prefix_cache)
+                expected = expected or found
+                assert found == expected, f"{width} at a time, {max_rows} rows, prefix cache {prefix_cache}"
+    backend.close()
+
+
+def test_one_answer_whatever_batch_chunk_and_cache(checkpoint: Checkpoint) -> None:
+    check_every_company(checkpoint, 6, (1, 6))
+
+
+@pytest.mark.acceptance
+def test_one_answer_of_each_of_200_prompts(checkpoint: Checkpoint) -> None:
+    check_every_company(checkpoint, 200, (1, 2, 8, 16))
