@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs engines to compare with, from the package registry into build/peers; what is there already stays.
 #
-#   setup.sh NAME...      llama_cpp, openvino, vllm, ctranslate2; converter comes along where it is needed
+#   setup.sh NAME...      llama_cpp, openvino, vllm, ctranslate2; converter comes along where it is needed;
+#                         llama_server, which is llama_cpp with its server, for bench.serve_load
 #
 # Environment: PYTHON (default python3); for llama_cpp what build.sh takes, and ISA for its --isa.
 set -euo pipefail
@@ -25,12 +26,13 @@ for name in "$@"; do
     echo "$name ..." >&2
     case $name in
         llama_cpp) "$here/llama_cpp/build.sh" --isa "${ISA:-native}" ;;
+        llama_server) "$here/llama_cpp/build.sh" --isa "${ISA:-native}" --server ;;
         openvino | ctranslate2)
             install converter
             install "$name" ;;
         vllm | converter) install "$name" ;;
         *)
-            echo "setup.sh: $name is none of llama_cpp, openvino, vllm, ctranslate2, converter" >&2
+            echo "setup.sh: $name is none of llama_cpp, llama_server, openvino, vllm, ctranslate2, converter" >&2
             exit 2 ;;
     esac
 done
