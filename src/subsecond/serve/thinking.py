@@ -17,12 +17,13 @@ EFFORT_VARIABLE = "reasoning_effort"
 class ThinkingWish:
     """What a request says about reasoning.
 
-    mode    "off"; "on": it has to; "able": it shall if it can, and answers without where it cannot
+    mode    "off"; "on": it has to; "able": it shall if it can, and answers without where it cannot; "default": as its
+            template has it
     effort  a word for templates that take one; others know only whether, not how much
     field   of the request that says so
     """
 
-    mode: Literal["off", "on", "able"]
+    mode: Literal["off", "on", "able", "default"]
     field: str
     effort: str | None = None
 
@@ -45,4 +46,6 @@ def with_thinking(order: Order, wish: ThinkingWish | None, model: ServedModel) -
         refuse(wish.field, "this model always reasons before it answers; leave it out")
     if wish.effort is not None and EFFORT_VARIABLE in variables:
         order = replace(order, template_kwargs={**order.template_kwargs, EFFORT_VARIABLE: wish.effort})
-    return replace(order, enable_thinking=wish.mode != "off") if has_switch else order
+    if has_switch and wish.mode != "default":
+        return replace(order, enable_thinking=wish.mode != "off")
+    return order
