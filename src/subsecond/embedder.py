@@ -69,9 +69,20 @@ class Embedder:
                 is closed.
         """
         check_texts(texts)
+        return self.embed_tokens([self._encode(index, text) for index, text in enumerate(texts)])
+
+    def embed_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32:
+        """As `embed`, of texts that are token ids already, those that the model has around a text included.
+
+        Raises:
+            InputError: one is empty, longer than a step or not of the vocabulary, or the model is closed.
+        """
         pooling = self.checkpoint.config.pooling
         assert pooling is not None
-        sequences = [self._encode(index, text) for index, text in enumerate(texts)]
+        vocab_size = self.checkpoint.config.vocab_size
+        for index, sequence in enumerate(sequences):
+            if len(sequence) and not 0 <= min(sequence) <= max(sequence) < vocab_size:
+                raise InputError(f"text {index} has token ids that are not from 0 to {vocab_size - 1}")
         with self._lock:
             if self._is_closed:
                 raise InputError("this embedder is closed; load the model anew")

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Mapping
 from contextlib import nullcontext
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from subsecond.serve import health, openai_chat, responses
+from subsecond.serve import (
+    embeddings,
+    exposition,
+    health,
+    models_routes,
+    openai_chat,
+    openai_completions,
+    openapi,
+    responses,
+    tokenize,
+)
 from subsecond.serve.auth import ApiKeys, Doorkeeper
 from subsecond.serve.context import ServerContext
 from subsecond.serve.errors import ClientGoneError, UnavailableError, error_response, public_error, style_of
@@ -20,8 +31,9 @@ from subsecond.serve.registry import ModelRegistry
 from subsecond.serve.routing import ApiRoute, RouteTable
 from subsecond.serve.settings import ServeSettings
 
-ROUTE_MODULES = (health, openai_chat, responses)
+ROUTE_MODULES = (health, models_routes, openai_chat, openai_completions, responses, embeddings, tokenize, exposition)
 REQUEST_ID_HEADER = "x-request-id"
+OTHER_PATHS = "other"
 
 
 class ServerApp:
@@ -39,28 +51,33 @@ class ServerApp:
         assert scope["type"] == "http", "the server is started without lifespan events and web sockets"
         request_id = f"{self._prefix}-{next(self._numbers):x}"
         scope["subsecond.request_id"] = request_id
-        sender = _Sender(send, request_id)
+        headers = Headers(scope=scope)
+        sender = _Sender(send, {REQUEST_ID_HEADER: request_id, **self._doorkeeper.shared_headers(headers)})
         lifecycle = self.context.lifecycle
         lifecycle.enter()
         try:
-            await self._answer(scope, receive, sender)
+            await self._answer(scope, headers, receive, sender)
         except ClientGoneError:
             pass  # and with it the one who would read what became of the request
         except Exception as error:
             told = public_error(error, request_id)
-            if not sender.has_begun:
+            if not sender.status:
                 await error_response(told, style_of(scope["path"]))(scope, receive, sender)
             # else the answer stays without its end, upon which the connection is closed
         finally:
             lifecycle.leave()
+            self.context.metrics.num_responses[scope.get("subsecond.route", OTHER_PATHS), sender.status] += 1
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        request = Request(scope, receive, send)
-        is_open = self._is_open(method, path)
-        if not is_open:
-            scope["subsecond.tenant"] = self._doorkeeper.tenant(Headers(scope=scope))
+        if not self._is_open(method, path):
+            if method == "OPTIONS" and self._doorkeeper.answers_preflight(headers):
+                await Response(status_code=204)(scope, receive, send)
+                return
+            scope["subsecond.tenant"] = self._doorkeeper.tenant(headers)
         route, scope["path_params"] = self.table.find(method, path)
+        scope["subsecond.route"] = route.path
+        request = Request(scope, receive, send)
         is_work = route.method == "POST"
         if is_work and self.context.lifecycle.phase == "draining":
             raise UnavailableError(
@@ -78,17 +95,17 @@ class ServerApp:
 
 
 class _Sender:
-    """Passes an answer on with the number of its request, and knows whether it has begun."""
+    """Passes an answer on with the headers that every one has; `status` is 0 until it has begun."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
-        self._request_id = request_id
-        self.has_begun = False
+        self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.has_begun = True
-            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self._request_id
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *self._headers]
         await self._send(message)
 
 
@@ -96,4 +113,4 @@ def make_app(registry: ModelRegistry, settings: ServeSettings, keys: ApiKeys | N
     """Return the server's application; `app.context` holds its parts."""
     context = ServerContext(registry=registry, settings=settings, limits=Limits(settings))
     routes = [route for module in ROUTE_MODULES for route in module.routes(context)]
-    return ServerApp(context, keys or ApiKeys(), routes)
+    return ServerApp(context, keys or ApiKeys(), [*routes, *openapi.routes(routes)])

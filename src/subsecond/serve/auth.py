@@ -118,6 +118,24 @@ class Doorkeeper:
             )
         return self._keys.tenant(headers)
 
+    def shared_headers(self, headers: Headers) -> dict[str, str]:
+        """Return what lets a page of an allowed origin read an answer; nothing for all others."""
+        origin = headers.get("origin")
+        if origin is None or origin not in self._origins:
+            return {}
+        shared = {"access-control-allow-origin": origin, "vary": "origin", "access-control-expose-headers": "*"}
+        if "access-control-request-method" in headers:
+            shared |= {
+                "access-control-allow-methods": "GET, POST, DELETE",
+                "access-control-allow-headers": headers.get("access-control-request-headers", "content-type")[:1000],
+                "access-control-max-age": "600",
+            }
+        return shared
+
+    def answers_preflight(self, headers: Headers) -> bool:
+        """Whether a browser asks, without a key as browsers do, what a page of an allowed origin may send."""
+        return headers.get("origin") in self._origins and "access-control-request-method" in headers
+
 
 def _given_key(headers: Headers) -> str | None:
     key = headers.get("x-api-key")

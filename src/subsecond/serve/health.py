@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from subsecond.engine.protocol import EngineStats
 from subsecond.serve.context import ServerContext
 from subsecond.serve.routing import ApiRoute
 
@@ -25,8 +28,14 @@ def routes(context: ServerContext) -> list[ApiRoute]:
     async def live(_: Request) -> Response:
         return _response(Health("live"))
 
+    renewals: set[asyncio.Task[None]] = set()
+
     async def ready(_: Request) -> Response:
         reason = _why_not(context)
+        for name in _stopped_engines(context) if not renewals else ():
+            task = asyncio.create_task(context.registry.renew(name))
+            renewals.add(task)
+            task.add_done_callback(renewals.discard)
         return _response(Health("ready") if reason is None else Health("not ready", reason))
 
     return [
@@ -36,10 +45,29 @@ def routes(context: ServerContext) -> list[ApiRoute]:
 
 
 def _why_not(context: ServerContext) -> str | None:
+    """Why requests should go elsewhere; None where they are welcome."""
     phase = context.lifecycle.phase
     if phase != "serving":
         return "the first model is being loaded" if phase == "starting" else "the server is stopping"
+    stopped = _stopped_engines(context)
+    if stopped:
+        return f"the engine of {', '.join(stopped)} stopped working and is loaded anew"
+    limit_ms = context.settings.stall_timeout_s * 1e3
+    stalled = [name for name, stats in _stats(context) if stats.step_ms is not None and stats.step_ms > limit_ms]
+    if stalled:
+        return f"the engine of {', '.join(stalled)} computes one step for more than {limit_ms / 1e3:g} s"
     return None
+
+
+def _stopped_engines(context: ServerContext) -> list[str]:
+    return [name for name, stats in _stats(context) if not stats.is_alive]
+
+
+def _stats(context: ServerContext) -> Iterator[tuple[str, EngineStats]]:
+    for state in context.registry.states():
+        model = state.served.loaded.model if state.served is not None else None
+        if model is not None:
+            yield state.spec.name, model.engine.stats()
 
 
 def _response(health: Health) -> Response:

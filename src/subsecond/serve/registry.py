@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from subsecond.core.errors import InputError, ResourceError, SubsecondError
 from subsecond.serve.answers import Answering
+from subsecond.serve.embedding_batches import EmbeddingBatches
 from subsecond.serve.errors import UnavailableError, UnknownModelError
 from subsecond.serve.metrics import Metrics, ModelMetrics
 from subsecond.serve.served_model import ServedEmbedder, ServedModel
@@ -76,18 +77,35 @@ class Served:
             raise InputError(f"{self.name} is a language model: it gives answers, no vectors; name an embedding model")
         return self.loaded.embedder
 
+    @property
+    def part(self) -> ServedModel | ServedEmbedder:
+        """Whichever of both it is."""
+        part = self.loaded.model or self.loaded.embedder
+        assert part is not None, "a loader brings one of both"
+        return part
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can take requests; an engine that met an error of ours cannot."""
+        return self.loaded.model is None or self.loaded.model.engine.stats().is_alive
+
     @cached_property
     def answering(self) -> Answering:
         """What starts orders on the language model."""
         return Answering(self.model, meter=self.metrics)
 
+    @cached_property
+    def embeddings(self) -> EmbeddingBatches:
+        """What computes vectors of the embedding model."""
+        return EmbeddingBatches(self.embedder)
+
     def close(self) -> None:
         """Free what it holds; called when nobody has a lease."""
         if "answering" in self.__dict__:
             self.answering.close()
-        for part in (self.loaded.model, self.loaded.embedder):
-            if part is not None:
-                part.close()
+        if "embeddings" in self.__dict__:
+            self.embeddings.close()
+        self.part.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +199,19 @@ class ModelRegistry:
         entry = self._entries[name]
         entry.num_leases += 1
         try:
+            if entry.served is not None and not entry.served.is_alive and entry.num_leases == 1:
+                await self._close(entry)
             yield entry.served or await self._wait_loaded(entry)
         finally:
             entry.num_leases -= 1
             entry.last_use = next(self._uses)
             self._released.set()
+
+    async def renew(self, name: str) -> None:
+        """Load a model anew whose engine stopped working, once nobody uses it; for who would only watch it."""
+        with suppress(UnavailableError):  # it is told by the state of the model
+            async with self.lease(name):
+                pass
 
     async def aclose(self) -> None:
         """Wait for what is being loaded and close every model; nobody should hold one any more."""

@@ -61,8 +61,8 @@ class ServedEmbedder(Protocol):
     def width(self) -> int:
         """Numbers in a vector."""
 
-    def embed(self, texts: Sequence[str]) -> Float32:
-        """Unit vectors float32 [texts, width]; InputError for a text that is too long."""
+    def embed_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32:
+        """Unit vectors float32 [sequences, width] of texts as token ids."""
 
     def close(self) -> None:
         """Free the memory."""

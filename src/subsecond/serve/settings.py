@@ -48,6 +48,9 @@ class ServeSettings:
     load_timeout_s: float = setting(
         600.0, "seconds that a request waits for its model to be loaded", minimum=0.1, maximum=86400
     )
+    stall_timeout_s: float = setting(
+        120.0, "seconds of one step after which the server reports that it is not ready", minimum=0.1, maximum=86400
+    )
     drain_timeout_s: float = setting(
         30.0, "seconds that running requests have to finish after the first signal to stop", minimum=0, maximum=86400
     )

@@ -217,7 +217,7 @@ class ScriptedModel:
 
 
 class ScriptedEmbedder:
-    """Implements `ServedEmbedder`: a vector is made of a text's checksum."""
+    """Implements `ServedEmbedder`: a vector is made of the checksum of its tokens."""
 
     width = 8
 
@@ -226,16 +226,20 @@ class ScriptedEmbedder:
         config = replace(TINY, name=name, vocab_size=vocab_size, context_length=64, pooling="mean")
         self.checkpoint = Checkpoint(Path(f"/models/{name}.gguf"), ScriptedContent(config, None), None)
         self.backend = ScriptedBackend(vocab_size)
-        self.calls: list[list[str]] = []
+        self.calls: list[list[list[int]]] = []
+        self.failure: Exception | None = None
         self.hold = threading.Event()
         self.hold.set()
         self.is_closed = False
 
-    def embed(self, texts: Sequence[str]) -> Float32:
+    def embed_tokens(self, sequences: Sequence[Sequence[int]]) -> Float32:
         assert self.hold.wait(HOLD_TIMEOUT_S), "the test that holds the calls has forgotten them"
-        self.calls.append(list(texts))
-        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=self.width) for text in texts]
-        vectors = np.array(rows, np.float32)
+        self.calls.append([list(sequence) for sequence in sequences])
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        seeds = [zlib.crc32(np.array(sequence, np.int32).tobytes()) for sequence in sequences]
+        vectors = np.array([np.random.default_rng(seed).normal(size=self.width) for seed in seeds], np.float32)
         units: Float32 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return units
 
