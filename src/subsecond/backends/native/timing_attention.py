@@ -35,7 +35,15 @@ class AttentionTimer:
         """Key/value heads of which every thread has as many."""
         return -(-NUM_KV_HEADS // self.num_threads) * self.num_threads
 
-    def runner(self, head_dim: int, num_kv_heads: int, groups: Sequence[int], *, is_cold: bool = False) -> Runner:
+    def runner(
+        self,
+        head_dim: int,
+        num_kv_heads: int,
+        groups: Sequence[int],
+        *,
+        is_cold: bool = False,
+        context: int = CONTEXT,
+    ) -> Runner:
         """Attention with `num_kv_heads` and each of the groups, a layer each; after reading much else if `is_cold`."""
         trial = Trial(self.pool)
         graph = trial.graph
@@ -51,7 +59,7 @@ class AttentionTimer:
             graph.split(f"q{group}", "x", 2 * kv_width, (2 + group) * kv_width)
             heads = (layer, group * num_kv_heads, num_kv_heads, head_dim)
             graph.attention(Attention(f"{group}", f"q{group}", "k", "v", *heads, head_dim**-0.5, rotary))
-        return trial.start("x", self.isa, self.num_threads, CONTEXT, CONTEXT)
+        return trial.start("x", self.isa, self.num_threads, CONTEXT, context)
 
     def context_of(self, runner: Runner, limit_s: float) -> int:
         """Positions with keys and values, stored in one step: as many as that takes about `limit_s` for."""
