@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from subsecond.serve import (
+    anthropic_messages,
     embeddings,
     exposition,
     health,
@@ -31,7 +32,17 @@ from subsecond.serve.registry import ModelRegistry
 from subsecond.serve.routing import ApiRoute, RouteTable
 from subsecond.serve.settings import ServeSettings
 
-ROUTE_MODULES = (health, models_routes, openai_chat, openai_completions, responses, embeddings, tokenize, exposition)
+ROUTE_MODULES = (
+    health,
+    models_routes,
+    openai_chat,
+    openai_completions,
+    responses,
+    anthropic_messages,
+    embeddings,
+    tokenize,
+    exposition,
+)
 REQUEST_ID_HEADER = "x-request-id"
 OTHER_PATHS = "other"
 

@@ -267,5 +267,6 @@ def _gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
 def _histogram(name: str, text: str, values: Mapping[str, Histogram]) -> Metric:
     family = HistogramMetricFamily(name, text, labels=_LABELS)
     for model, value in values.items():
-        family.add_metric((model, _ENGINE), value.buckets(), value.sum)
+        if value.sum:  # a model has either answers or vectors, and most buckets of the other would be told for nothing
+            family.add_metric((model, _ENGINE), value.buckets(), value.sum)
     return family

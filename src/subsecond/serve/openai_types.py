@@ -209,7 +209,7 @@ class NamedSchema(Body):
 
     name: str
     description: str | None = None
-    schema: msgspec.Raw = msgspec.Raw(b"{}")
+    schema: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     strict: bool | None = None
 
 
