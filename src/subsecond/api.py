@@ -64,8 +64,9 @@ def load(
     checkpoint = open_checkpoint(resolve(os.fspath(model)))
     if checkpoint.config.pooling is not None:
         raise InputError(
-            f"{checkpoint.config.name} is an embedding model: it gives vectors, no answers, and no command uses it. "
-            f"In Python: subsecond.load_embedder({os.fspath(model)!r}).embed(['a text', 'another'])"
+            f"{checkpoint.config.name} is an embedding model: it gives vectors, no answers. `subsecond serve` serves "
+            "it at /v1/embeddings; in Python: "
+            f"subsecond.load_embedder({os.fspath(model)!r}).embed(['a text', 'another'])"
         )
     # reading weights leaves the interpreter free, so what prompts need is made ready meanwhile
     with ThreadPoolExecutor(1, "subsecond-load") as pool:

@@ -380,5 +380,7 @@ def test_an_embedding_model_gives_no_answers(monkeypatch: pytest.MonkeyPatch, tm
     config = SimpleNamespace(pooling="mean", name="bert")
     monkeypatch.setattr(api, "resolve", lambda _: tmp_path)
     monkeypatch.setattr(api, "open_checkpoint", lambda _: SimpleNamespace(config=config))
-    with pytest.raises(InputError, match=r"no command uses it\. In Python: subsecond\.load_embedder\('m'\)\.embed"):
+    with pytest.raises(
+        InputError, match=r"serves it at /v1/embeddings; in Python: subsecond\.load_embedder\('m'\)\.embed"
+    ):
         api.load("m")

@@ -1,4 +1,4 @@
-"""What `run` and `chat` share: flags of the engine and of sampling, loading the model, how an answer is reported."""
+"""What commands that answer share: flags of engine and sampling, loading the model, how an answer is reported."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template-kwargs", type=_mapping, metavar="JSON", help="further variables of the chat template, as an object"
     )
+    add_engine_arguments(parser)
+    settings.add_arguments(parser.add_argument_group("sampling"), SamplingParams)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `subsecond.load` takes."""
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--backend",
@@ -51,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stored computes with the blocks of the file; int8 and int4 are made from them when the model is loaded, "
         "lossy and faster for long prompts and many users; default what `pull --weights` packed, else stored",
     )
-    settings.add_arguments(parser.add_argument_group("sampling"), SamplingParams)
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 
@@ -24,7 +26,7 @@ from subsecond.serve import (
     responses,
     tokenize,
 )
-from subsecond.serve.auth import ApiKeys, Doorkeeper
+from subsecond.serve.auth import ApiKeys, Doorkeeper, check_reach
 from subsecond.serve.context import ServerContext
 from subsecond.serve.errors import ClientGoneError, UnavailableError, error_response, public_error, style_of
 from subsecond.serve.limits import Limits
@@ -45,6 +47,7 @@ ROUTE_MODULES = (
 )
 REQUEST_ID_HEADER = "x-request-id"
 OTHER_PATHS = "other"
+_log = logging.getLogger(__name__)
 
 
 class ServerApp:
@@ -66,6 +69,7 @@ class ServerApp:
         sender = _Sender(send, {REQUEST_ID_HEADER: request_id, **self._doorkeeper.shared_headers(headers)})
         lifecycle = self.context.lifecycle
         lifecycle.enter()
+        start_s = time.perf_counter()
         try:
             await self._answer(scope, headers, receive, sender)
         except ClientGoneError:
@@ -77,7 +81,7 @@ class ServerApp:
             # else the answer stays without its end, upon which the connection is closed
         finally:
             lifecycle.leave()
-            self.context.metrics.num_responses[scope.get("subsecond.route", OTHER_PATHS), sender.status] += 1
+            self._note(scope, sender.status, time.perf_counter() - start_s)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
@@ -100,6 +104,14 @@ class ServerApp:
             response: Response = await route.handler(request)
             await response(scope, receive, send)
 
+    def _note(self, scope: Scope, status: int, total_s: float) -> None:
+        """Count a response, and log it where that is asked for: by the route, since a path may be anything."""
+        route = scope.get("subsecond.route", OTHER_PATHS)
+        self.context.metrics.num_responses[route, status] += 1
+        if self.context.settings.access_log:
+            who, number = scope.get("subsecond.tenant") or "-", scope["subsecond.request_id"]
+            _log.info("%s %s %s %d %.1f ms", number, who, f"{scope['method']} {route}", status, total_s * 1e3)
+
     def _is_open(self, method: str, path: str) -> bool:
         """Whether the path is one of the few that are answered without a key."""
         return path.startswith("/health/") and self.table.find(method, path)[0].is_open
@@ -121,7 +133,13 @@ class _Sender:
 
 
 def make_app(registry: ModelRegistry, settings: ServeSettings, keys: ApiKeys | None = None) -> ServerApp:
-    """Return the server's application; `app.context` holds its parts."""
+    """Return the server's application; `app.context` holds its parts.
+
+    Raises:
+        InputError: the settings let other machines connect, and there are no keys.
+    """
+    keys = keys or ApiKeys()
+    check_reach(settings, keys)
     context = ServerContext(registry=registry, settings=settings, limits=Limits(settings))
     routes = [route for module in ROUTE_MODULES for route in module.routes(context)]
-    return ServerApp(context, keys or ApiKeys(), [*routes, *openapi.routes(routes)])
+    return ServerApp(context, keys, [*routes, *openapi.routes(routes)])

@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.datastructures import Headers
 
@@ -16,6 +17,7 @@ from subsecond.serve.settings import ServeSettings
 
 MIN_KEY_CHARS = 16
 MAX_KEYS = 1000
+MAX_FILE_BYTES = 2**20
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 NO_TENANT = ""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -84,6 +86,36 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     if len(keys) > MAX_KEYS:
         raise InputError(f"{source} has {len(keys)} keys; give at most {MAX_KEYS}")
     return tuple(keys)
+
+
+def read_keys(path: str | None, variable: str | None) -> ApiKeys:
+    """Return the keys of a key file and of the environment variable, whose lines may be parted by commas too."""
+    keys: tuple[ApiKey, ...] = ()
+    if path is not None:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the key file {path}: {error.strerror or error}") from error
+        if len(content) > MAX_FILE_BYTES:
+            raise InputError(f"the key file {path} has {len(content)} bytes; at most {MAX_FILE_BYTES} are read")
+        try:
+            keys = parse_keys(content.decode(), path)
+        except UnicodeDecodeError:
+            raise InputError(f"the key file {path} is not UTF-8 text") from None
+        if not keys:
+            raise InputError(f"the key file {path} has no key; write lines of a name and a key, or leave it out")
+    if variable is not None:
+        keys += parse_keys(variable.replace(",", "\n"), "SUBSECOND_API_KEYS")
+    return ApiKeys(keys)
+
+
+def check_reach(settings: ServeSettings, keys: ApiKeys) -> None:
+    """InputError if other machines could use the server without a key."""
+    if not settings.is_local and not keys:
+        raise InputError(
+            f"host {settings.host} lets other machines connect, which needs API keys: write lines of a name and a key "
+            "into a file and give --api-key-file, or set SUBSECOND_API_KEYS; or listen on 127.0.0.1"
+        )
 
 
 class Doorkeeper:

@@ -243,8 +243,9 @@ class ModelRegistry:
         """Load a model and return it, or why it could not be."""
         try:
             async with self._loading_lock:
-                num_bytes = await asyncio.to_thread(self._loader.estimate_bytes, entry.spec)
-                await self._make_room(num_bytes, entry.spec.name)
+                if self._budget_bytes is not None:
+                    num_bytes = await asyncio.to_thread(self._loader.estimate_bytes, entry.spec)
+                    await self._make_room(num_bytes, entry.spec.name, self._budget_bytes)
                 loaded = await asyncio.to_thread(self._loader.load, entry.spec)
                 entry.served = Served(entry.spec, loaded, self.metrics.of(entry.spec.name))
             entry.last_error = None
@@ -260,11 +261,8 @@ class ModelRegistry:
         finally:
             entry.loading = None
 
-    async def _make_room(self, num_bytes: int, name: str) -> None:
+    async def _make_room(self, num_bytes: int, name: str, budget: int) -> None:
         """Close idle models, least recently used first, until `num_bytes` more fit into the budget."""
-        budget = self._budget_bytes
-        if budget is None:
-            return
         if num_bytes > budget:
             raise ResourceError(
                 f"{name} needs about {num_bytes / 1e6:.0f} MB, but the memory budget is {budget / 1e6:.0f} MB; start "

@@ -23,10 +23,14 @@ LAST_WORDS_S = 1  # after the drain, for connections to close by themselves
 
 
 class HttpServer:
-    """One server, to be run once. The first signal, or `stop`, drains it; the second ends it at once."""
+    """One server, to be run once. The first signal, or `stop`, drains it; the second ends it at once.
 
-    def __init__(self, app: ServerApp) -> None:
+    `on_forced` is called at the second, in a program that has nothing else to do and can end without more ado.
+    """
+
+    def __init__(self, app: ServerApp, *, on_forced: Callable[[], None] = lambda: None) -> None:
         self.app = app
+        self._on_forced = on_forced
         settings = app.context.settings
         self.socket = bound_socket(settings)
         self.address = _address(self.socket, settings)
@@ -71,6 +75,8 @@ class HttpServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
             self.socket.close()
+            if self.app.context.settings.uds is not None:
+                Path(self.app.context.settings.uds).unlink(missing_ok=True)
             if not self.is_forced:
                 await self.app.context.registry.aclose()
 
@@ -86,6 +92,7 @@ class HttpServer:
             self._drain = asyncio.get_running_loop().create_task(self._drained())
         else:
             self.is_forced = True
+            self._on_forced()
             self._server.should_exit = self._server.force_exit = True
 
     async def _drained(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
 from subsecond.core.errors import InputError
@@ -25,6 +24,7 @@ class ServeSettings:
     allowed_origins: tuple[str, ...] = setting(
         (), "web origin whose pages may call this server, as https://example.org"
     )
+    access_log: bool = setting(False, "log a line for each request: tenant, path, status and time, never its text")
     max_body_bytes: int = setting(8 * MB, "largest request body", minimum=1024, maximum=1000 * MB)
     body_timeout_s: float = setting(
         30.0, "seconds within which a request's head, and then its body, has to arrive", minimum=0.1, maximum=3600
@@ -65,6 +65,8 @@ class ServeSettings:
         """Whether only programs on this machine can connect."""
         if self.uds is not None or self.host == "localhost":
             return True
+        import ipaddress  # here because the parser of the command line needs the fields alone
+
         try:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
