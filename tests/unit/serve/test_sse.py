@@ -74,4 +74,4 @@ def test_comments_come_while_nothing_else_does_and_never_after_the_end() -> None
 
 def test_what_is_refused_before_the_first_event_is_raised() -> None:
     with pytest.raises(InputError, match="refused"):
-        asyncio.run(begun(events(None, refused=True)))  # type: ignore[arg-type]
+        asyncio.run(begun(events(None, refused=True)))
