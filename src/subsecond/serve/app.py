@@ -20,6 +20,7 @@ from subsecond.serve import (
     exposition,
     health,
     models_routes,
+    ollama,
     openai_chat,
     openai_completions,
     openapi,
@@ -37,6 +38,7 @@ from subsecond.serve.settings import ServeSettings
 ROUTE_MODULES = (
     health,
     models_routes,
+    ollama,
     openai_chat,
     openai_completions,
     responses,

@@ -51,12 +51,14 @@ class ModelLoader(Protocol):
 
 
 class Served:
-    """A loaded model, in the hands of a request that holds a lease on it."""
+    """A loaded model, in the hands of a request that holds a lease on it. `last_use` grows with each lease's end."""
 
     def __init__(self, spec: ModelSpec, loaded: Loaded, metrics: ModelMetrics) -> None:
         self.spec = spec
         self.loaded = loaded
         self.metrics = metrics
+        self.num_leases = 0
+        self.last_use = 0
 
     @property
     def name(self) -> str:
@@ -121,17 +123,14 @@ class ModelState:
 
 
 class _Entry:
+    """One name: its loaded model, the task that loads it, and the requests that wait for that."""
+
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.served: Served | None = None
         self.loading: asyncio.Task[Served | SubsecondError] | None = None
-        self.num_leases = 0  # those that wait for the model included
-        self.last_use = 0
+        self.num_waiting = 0
         self.last_error: str | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return 0 if self.served is None else self.served.loaded.num_bytes
 
 
 class ModelRegistry:
@@ -156,7 +155,8 @@ class ModelRegistry:
         self.metrics = Metrics()
         self._uses = itertools.count(1)
         self._loading_lock = asyncio.Lock()
-        self._released = asyncio.Event()
+        self._released = asyncio.Event()  # set whenever a lease or the waiting for one ends
+        self._leaving: dict[Served, asyncio.Task[None]] = {}  # no request gets them any more
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -169,8 +169,8 @@ class ModelRegistry:
             ModelState(
                 spec=entry.spec,
                 is_loading=entry.loading is not None,
-                num_leases=entry.num_leases,
-                num_bytes=entry.num_bytes,
+                num_leases=entry.num_waiting + (0 if entry.served is None else entry.served.num_leases),
+                num_bytes=0 if entry.served is None else entry.served.loaded.num_bytes,
                 served=entry.served,
                 last_error=entry.last_error,
             )
@@ -197,14 +197,15 @@ class ModelRegistry:
         """
         self.check_name(name)
         entry = self._entries[name]
-        entry.num_leases += 1
+        if entry.served is not None and not entry.served.is_alive:
+            self._retire(entry)
+        served = entry.served or await self._wait_loaded(entry)
+        served.num_leases += 1
         try:
-            if entry.served is not None and not entry.served.is_alive and entry.num_leases == 1:
-                await self._close(entry)
-            yield entry.served or await self._wait_loaded(entry)
+            yield served
         finally:
-            entry.num_leases -= 1
-            entry.last_use = next(self._uses)
+            served.num_leases -= 1
+            served.last_use = next(self._uses)
             self._released.set()
 
     async def renew(self, name: str) -> None:
@@ -213,19 +214,38 @@ class ModelRegistry:
             async with self.lease(name):
                 pass
 
+    async def let_go(self, name: str) -> bool:
+        """Close a model that nobody holds, so that its memory is free; False if it is held or not loaded."""
+        self.check_name(name)
+        entry = self._entries[name]
+        if entry.served is None or entry.num_leases:
+            return False
+        await self._close(entry)
+        return True
+
     async def aclose(self) -> None:
         """Wait for what is being loaded and close every model; nobody should hold one any more."""
         for entry in self._entries.values():
             if entry.loading is not None:
                 await entry.loading
-            await self._close(entry)
+            if entry.served is not None:
+                served, entry.served = entry.served, None
+                await asyncio.to_thread(served.close)
+        for served, task in list(self._leaving.items()):
+            task.cancel()
+            await asyncio.to_thread(served.close)
 
     async def _wait_loaded(self, entry: _Entry) -> Served:
         """Return the loaded model; whoever comes first has it loaded, and the others wait for the same load."""
         if entry.loading is None:
             entry.loading = asyncio.create_task(self._load(entry))
         task = entry.loading
-        await asyncio.wait({task}, timeout=self._wait_s)  # a waiter that is cancelled leaves the load alone
+        entry.num_waiting += 1
+        try:
+            await asyncio.wait({task}, timeout=self._wait_s)  # a waiter that is cancelled leaves the load alone
+        finally:
+            entry.num_waiting -= 1
+            self._released.set()
         if not task.done():
             raise UnavailableError(
                 f"{entry.spec.name} is still being loaded; ask again later",
@@ -270,21 +290,44 @@ class ModelRegistry:
             )
         try:
             async with asyncio.timeout(self._wait_s):
-                while sum(entry.num_bytes for entry in self._entries.values()) + num_bytes > budget:
+                while self._held_bytes() + num_bytes > budget:
                     await self._free_one()
         except TimeoutError:
             raise ResourceError(f"the models that are loaded were in use for {self._wait_s:g} s") from None
 
+    def _held_bytes(self) -> int:
+        served = [entry.served for entry in self._entries.values() if entry.served is not None]
+        return sum(each.loaded.num_bytes for each in (*served, *self._leaving))
+
     async def _free_one(self) -> None:
-        """Close the least recently used of the idle models, or wait until a lease has ended."""
-        idle = [entry for entry in self._entries.values() if entry.served is not None and not entry.num_leases]
-        if idle:
-            await self._close(min(idle, key=lambda entry: entry.last_use))
-        else:
+        """Let the least recently used model go, an idle one if there is one, and wait until one is closed.
+
+        One in use gets no new requests, which wait until it is loaded anew: else it could be in use for ever.
+        """
+        if not self._leaving:
+            # one whose requests are about to take it up is not taken from under them
+            found = [entry for entry in self._entries.values() if entry.served is not None and not entry.num_waiting]
+            if not found:
+                self._released.clear()
+                await self._released.wait()
+                return
+            self._retire(min(found, key=_eviction_order))
+        await asyncio.wait(self._leaving.values(), return_when=asyncio.FIRST_COMPLETED)
+
+    def _retire(self, entry: _Entry) -> None:
+        """Give a model to no more requests and have it closed when those that hold it are done."""
+        served, entry.served = entry.served, None
+        assert served is not None
+        self._leaving[served] = asyncio.create_task(self._close_when_free(served))
+
+    async def _close_when_free(self, served: Served) -> None:
+        while served.num_leases:
             self._released.clear()
             await self._released.wait()
+        await asyncio.to_thread(served.close)
+        del self._leaving[served]
 
-    async def _close(self, entry: _Entry) -> None:
-        served, entry.served = entry.served, None  # whoever asks for it from now on has it loaded anew
-        if served is not None:
-            await asyncio.to_thread(served.close)
+
+def _eviction_order(entry: _Entry) -> tuple[bool, int]:
+    assert entry.served is not None
+    return entry.served.num_leases > 0, entry.served.last_use
