@@ -218,9 +218,9 @@ class ModelRegistry:
         """Close a model that nobody holds, so that its memory is free; False if it is held or not loaded."""
         self.check_name(name)
         entry = self._entries[name]
-        if entry.served is None or entry.num_leases:
+        if entry.served is None or entry.served.num_leases or entry.num_waiting:
             return False
-        await self._close(entry)
+        await asyncio.wait({self._retire(entry)})
         return True
 
     async def aclose(self) -> None:
@@ -314,11 +314,12 @@ class ModelRegistry:
             self._retire(min(found, key=_eviction_order))
         await asyncio.wait(self._leaving.values(), return_when=asyncio.FIRST_COMPLETED)
 
-    def _retire(self, entry: _Entry) -> None:
-        """Give a model to no more requests and have it closed when those that hold it are done."""
+    def _retire(self, entry: _Entry) -> asyncio.Task[None]:
+        """Give a model to no more requests and have it closed, by this task, when those that hold it are done."""
         served, entry.served = entry.served, None
         assert served is not None
-        self._leaving[served] = asyncio.create_task(self._close_when_free(served))
+        task = self._leaving[served] = asyncio.create_task(self._close_when_free(served))
+        return task
 
     async def _close_when_free(self, served: Served) -> None:
         while served.num_leases:
