@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,6 +94,23 @@ class LiveServer:
         """An HTTP client of this server, with a patient time-out."""
         # reading certificates, of which this server has none, would take longer than most tests
         return httpx.Client(**{"base_url": self.url, "timeout": 60.0, "verify": False, **options})
+
+    def exchange(self, *pieces: bytes, timeout_s: float = 60.0) -> bytes:
+        """What comes back for bytes that need not be HTTP, until the server closes the connection."""
+        with self.connect(timeout_s) as connection:
+            received = b""
+            try:
+                for piece in pieces:
+                    connection.sendall(piece)
+                while data := connection.recv(2**16):
+                    received += data
+            except (ConnectionResetError, BrokenPipeError):
+                pass
+            return received
+
+    def connect(self, timeout_s: float = 60.0) -> socket.socket:
+        """A connection to the server."""
+        return socket.create_connection(self.server.socket.getsockname()[:2], timeout_s)
 
     def call_in_loop(self, function: Callable[[], None]) -> None:
         """Run a function on the server's event loop, and wait for it."""
