@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from subsecond.core.errors import InputError
+
+MAX_TOOLS = 512
+MAX_TOOL_CHARS = 2**20
+MAX_TOOL_DEPTH = 64
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 ToolChoiceMode = Literal["auto", "none", "required", "named"]
 
@@ -26,7 +34,10 @@ class Tool:
 
     def as_function(self) -> dict[str, Any]:
         """The form in which chat templates expect a tool."""
-        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        function: dict[str, Any] = {"name": self.name}
+        if self.description:
+            function["description"] = self.description
+        function["parameters"] = dict(self.parameters) or {"type": "object", "properties": {}}
         return {"type": "function", "function": function}
 
 
@@ -57,7 +68,8 @@ class ToolCall:
     arguments: str
 
 
-class ToolCallDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
     """The next piece of call number `index` of an answer; `name` comes with the first piece of a call only.
 
     The `arguments` of all pieces of a call, joined, are JSON text.
@@ -70,7 +82,58 @@ class ToolCallDelta(NamedTuple):
 
 def check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
     """Raise InputError for tools that cannot be offered together, or a choice that they do not allow."""
-    raise NotImplementedError
+    if len(tools) > MAX_TOOLS:
+        raise InputError(f"there are {len(tools)} tools; at most {MAX_TOOLS} are allowed")
+    names = [tool.name for tool in tools]
+    for number, tool in enumerate(tools, start=1):
+        _check_tool(tool, f"tool {number}")
+        if tool.name in names[: number - 1]:
+            raise InputError(f"two tools have the name {tool.name!r}; give each a name of its own")
+    room = MAX_TOOL_CHARS
+    for tool in tools:
+        room = _use_room(tool, room)
+    if choice.mode in ("required", "named") and not tools:
+        raise InputError(f"tool_choice asks for a call ({choice.mode}), but there are no tools; give some")
+    if choice.name is not None and choice.name not in names:
+        shown = ", ".join(names)[:500]
+        raise InputError(f"tool_choice names {choice.name[:80]!r}, which is none of the tools; they are {shown}")
+
+
+def _check_tool(tool: Tool, where: str) -> None:
+    if not _NAME.fullmatch(tool.name):
+        raise InputError(
+            f"{where} has the name {tool.name[:80]!r}; a name has 1 to 64 letters, digits, '_', '-' and '.'"
+        )
+    parameters = tool.parameters
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"the parameters of tool {tool.name!r} are {type(parameters).__name__}; give a JSON schema")
+    if parameters.get("type", "object") != "object":
+        kind = str(parameters["type"])[:50]
+        raise InputError(f"the parameters of tool {tool.name!r} are of type {kind!r}; a tool takes an object")
+
+
+def _use_room(tool: Tool, room: int) -> int:
+    """Return how many characters are left for other tools."""
+    pending: list[tuple[object, int]] = [(tool.parameters, 0)]
+    room -= len(tool.description)
+    while pending:
+        value, depth = pending.pop()
+        room -= len(value) if isinstance(value, str) else 1
+        if room < 0 or depth > MAX_TOOL_DEPTH:
+            raise InputError(
+                f"the tools are too large at tool {tool.name!r}; all together may have {MAX_TOOL_CHARS} characters, "
+                f"and the parameters of each {MAX_TOOL_DEPTH} levels"
+            )
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise InputError(f"the parameters of tool {tool.name!r} have a key that is no text")
+            pending += ((key, depth) for key in value)
+            pending += ((item, depth + 1) for item in value.values())
+        elif isinstance(value, list | tuple):
+            pending += ((item, depth + 1) for item in value)
+        elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+            raise InputError(f"the parameters of tool {tool.name!r} hold a {type(value).__name__}; give plain JSON")
+    return room
 
 
 def joined_calls(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
