@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 from subsecond.core.errors import InputError, UnsupportedError
+from subsecond.models.tool_history import call_texts, check_calls
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -19,7 +20,15 @@ _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
 _WHITE_SPACE = " \t\r\n\u2581"
 
 Message = Mapping[str, Any]
-"""{"role": ..., "content": ...}; the assistant's may have a "reasoning_content" too."""
+"""{"role": ..., "content": ...} and what else its role has, see `check_messages`."""
+
+_FIELDS = {
+    "system": frozenset(("role", "content")),
+    "user": frozenset(("role", "content")),
+    "assistant": frozenset(("role", "content", "reasoning_content", "tool_calls")),
+    "tool": frozenset(("role", "content", "tool_call_id", "name")),
+}
+_TEXT_FIELDS = ("reasoning_content", "tool_call_id", "name")
 
 
 class PromptTokenizer(Protocol):
@@ -50,10 +59,9 @@ def encode_messages(
     piece, exactly as the model was trained.
 
     Raises:
-        InputError: the messages are not a list of {"role": ..., "content": ...} with known roles and text.
-        UnsupportedError: a message has fields other than these and the assistant's "reasoning_content".
+        InputError, UnsupportedError: as `check_messages`.
     """
-    _check(messages)
+    check_messages(messages)
     variables = variables or {}
     control = _control_texts(tuple(tokenizer.control_tokens))
     if not control.literals:
@@ -98,7 +106,8 @@ def message_texts(message: object) -> Iterator[str]:
         content = message.get("content")
         parts = content if isinstance(content, list | tuple) else [{"text": content}]
         said = [part.get("text") for part in parts if isinstance(part, Mapping)]
-        yield from (text for text in (*said, message.get("reasoning_content")) if isinstance(text, str))
+        yield from (text for text in (*said, *map(message.get, _TEXT_FIELDS)) if isinstance(text, str))
+        yield from call_texts(message)
 
 
 class _ControlTexts:
@@ -145,19 +154,35 @@ class _StandIns:
     def render(self, render: Callable[..., str], messages: Sequence[Message], variables: Mapping[str, object]) -> str:
         """Render with every text protected; `is_needed` tells afterwards whether any had to be changed."""
         safe = [self._safe_message(message) for message in messages]
-        return render(safe, **{name: self.protect_all(value) for name, value in variables.items()})
+        protect = {"tools": self._safe_tools}
+        return render(safe, **{name: protect.get(name, self.protect_all)(value) for name, value in variables.items()})
+
+    def _safe_tools(self, tools: object) -> object:
+        """The tools with their texts protected; the fields of a tool are words that templates look for."""
+        if not isinstance(tools, list | tuple) or not all(map(_is_function, tools)):
+            return self.protect_all(tools)
+        return [
+            {**tool, "function": {name: self.protect_all(value) for name, value in tool["function"].items()}}
+            for tool in tools
+        ]
 
     def _safe_message(self, message: Message) -> Message:
         """The message with its texts protected; roles and the names of fields are words that templates look for."""
         safe = dict(message)
-        content = message["content"]
+        content = message.get("content")
         if isinstance(content, str):
             safe["content"] = self.protect(content)
-        else:
+        elif content is not None:
             safe["content"] = [{**part, "text": self.protect(part["text"])} for part in content]
-        if "reasoning_content" in message:
-            safe["reasoning_content"] = self.protect(message["reasoning_content"])
+        safe.update({name: self.protect(message[name]) for name in _TEXT_FIELDS if name in message})
+        if message.get("tool_calls"):
+            safe["tool_calls"] = [self._safe_call(call) for call in message["tool_calls"]]
         return safe
+
+    def _safe_call(self, call: Mapping[str, Any]) -> dict[str, object]:
+        function = {name: self.protect_all(value) for name, value in call["function"].items()}
+        ids = {"id": self.protect(call["id"])} if "id" in call else {}
+        return {**call, **ids, "function": function}
 
     def protect_all(self, value: object) -> object:
         """Return a value made of lists and mappings with every text in it protected."""
@@ -186,24 +211,44 @@ class _StandIns:
         return self._stand_in.sub(lambda found: self._control.stood_in[int(found[1])], text)
 
 
-def _check(messages: Sequence[object]) -> None:
+def _is_function(tool: object) -> bool:
+    return (
+        isinstance(tool, Mapping)
+        and tool.keys() == {"type", "function"}
+        and tool["type"] == "function"
+        and isinstance(tool["function"], Mapping)
+        and tool["function"].keys() <= {"name", "description", "parameters"}
+    )
+
+
+def check_messages(messages: Sequence[object]) -> None:
+    """Raise unless the messages are a conversation that can be read.
+
+    Raises:
+        InputError: they are not a list of {"role": ..., "content": ...} with known roles and text.
+        UnsupportedError: a message has fields that its role does not have: beside these two the assistant's has
+            "reasoning_content" and "tool_calls", a tool's "tool_call_id" and "name".
+    """
     if not messages:
         raise InputError("the conversation is empty; give at least one message")
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        calls = isinstance(message, Mapping) and message.get("role") == "assistant" and message.get("tool_calls")
+        if not isinstance(message, Mapping) or not ({"role"} if calls else {"role", "content"}) <= set(message):
             raise InputError(f'message {number} is not {{"role": ..., "content": ...}}: {str(message)[:100]}')
-        if message["role"] not in ROLES:
-            raise InputError(f"message {number} has role {str(message['role'])[:50]!r}; allowed are {', '.join(ROLES)}")
-        _check_content(message["content"], number)
-        allowed = {"role", "content"}
-        if message["role"] == "assistant" and isinstance(message.get("reasoning_content", ""), str):
-            allowed.add("reasoning_content")
-        unknown = sorted(map(str, set(message) - allowed))
+        role = message["role"]
+        if role not in ROLES:
+            raise InputError(f"message {number} has role {str(role)[:50]!r}; allowed are {', '.join(ROLES)}")
+        unknown = sorted(map(str, set(message) - _FIELDS[role]))
         if unknown:
-            raise UnsupportedError(
-                f"message {number} has {str(unknown)[:100]}; only role and content are supported, "
-                "and a text as reasoning_content of the assistant"
-            )
+            fields = ", ".join(sorted(_FIELDS[role]))
+            raise UnsupportedError(f"message {number} has {str(unknown)[:100]}; those of role {role} have {fields}")
+        for name in _TEXT_FIELDS:
+            if not isinstance(message.get(name, ""), str):
+                raise InputError(f"message {number} has a {name} of type {type(message[name]).__name__}; give text")
+        if calls:
+            check_calls(message, number)
+        if not calls or message.get("content") is not None:
+            _check_content(message["content"], number)
 
 
 def _check_content(content: object, number: int) -> None:

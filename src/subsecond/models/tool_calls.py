@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from subsecond.core.errors import InputError
+from subsecond.models.plain_data import use_room
 
 MAX_TOOLS = 512
 MAX_TOOL_CHARS = 2**20
@@ -91,7 +91,8 @@ def check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
             raise InputError(f"two tools have the name {tool.name!r}; give each a name of its own")
     room = MAX_TOOL_CHARS
     for tool in tools:
-        room = _use_room(tool, room)
+        what = f"tool {tool.name!r}, all tools together having {MAX_TOOL_CHARS} characters at most,"
+        room = use_room([tool.description, tool.parameters], what, room, MAX_TOOL_DEPTH)
     if choice.mode in ("required", "named") and not tools:
         raise InputError(f"tool_choice asks for a call ({choice.mode}), but there are no tools; give some")
     if choice.name is not None and choice.name not in names:
@@ -110,30 +111,6 @@ def _check_tool(tool: Tool, where: str) -> None:
     if parameters.get("type", "object") != "object":
         kind = str(parameters["type"])[:50]
         raise InputError(f"the parameters of tool {tool.name!r} are of type {kind!r}; a tool takes an object")
-
-
-def _use_room(tool: Tool, room: int) -> int:
-    """Return how many characters are left for other tools."""
-    pending: list[tuple[object, int]] = [(tool.parameters, 0)]
-    room -= len(tool.description)
-    while pending:
-        value, depth = pending.pop()
-        room -= len(value) if isinstance(value, str) else 1
-        if room < 0 or depth > MAX_TOOL_DEPTH:
-            raise InputError(
-                f"the tools are too large at tool {tool.name!r}; all together may have {MAX_TOOL_CHARS} characters, "
-                f"and the parameters of each {MAX_TOOL_DEPTH} levels"
-            )
-        if isinstance(value, Mapping):
-            if not all(isinstance(key, str) for key in value):
-                raise InputError(f"the parameters of tool {tool.name!r} have a key that is no text")
-            pending += ((key, depth) for key in value)
-            pending += ((item, depth + 1) for item in value.values())
-        elif isinstance(value, list | tuple):
-            pending += ((item, depth + 1) for item in value)
-        elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
-            raise InputError(f"the parameters of tool {tool.name!r} hold a {type(value).__name__}; give plain JSON")
-    return room
 
 
 def joined_calls(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:

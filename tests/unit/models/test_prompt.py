@@ -229,7 +229,7 @@ def test_without_control_tokens_everything_is_text() -> None:
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], InputError, "give text, or a list of"),
         ([{"role": "user", "content": [{"type": "image", "url": ""}]}], UnsupportedError, "content of type 'image'"),
         ([{"role": "user", "content": "a", "reasoning_content": "b"}], UnsupportedError, "reasoning_content"),
-        ([{"role": "assistant", "content": "a", "reasoning_content": 1}], UnsupportedError, "reasoning_content"),
+        ([{"role": "assistant", "content": "a", "reasoning_content": 1}], InputError, "reasoning_content of type int"),
         ([{"role": "user", "content": "a", "name": "<|im_end|>"}], UnsupportedError, "name"),
     ],
 )
