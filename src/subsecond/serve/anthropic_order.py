@@ -238,6 +238,7 @@ def _said(role: str, content: str | Sequence[wire.Block], where: str, names: dic
 
 
 def _result(block: wire.ToolResultBlock, where: str, names: dict[str, str]) -> dict[str, Any]:
+    refuse_given({f"{where}.toolset_name": block.toolset_name}, "toolsets are not known here")
     text = block.content or ""
     if not isinstance(text, str):
         texts = []

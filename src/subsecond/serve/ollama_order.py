@@ -214,7 +214,9 @@ def _messages(given: Sequence[wire.MessageBody]) -> list[Message]:
         if message.tool_calls:
             calls = [(call.id or f"call_{number}_{place}", call) for place, call in enumerate(message.tool_calls)]
             open_calls = [(call_id, call.function.name) for call_id, call in calls]
-            said["tool_calls"] = [_call(call_id, call) for call_id, call in calls]
+            said["tool_calls"] = [
+                _call(call_id, call, f"{where}.tool_calls[{place}]") for place, (call_id, call) in enumerate(calls)
+            ]
         if message.role == "tool":
             said |= _called(message, open_calls)
         messages.append(said)
@@ -231,7 +233,9 @@ def _check_message(message: wire.MessageBody, where: str) -> None:
         refuse_given(named, "only the result of a tool has one")
 
 
-def _call(call_id: str, call: wire.ToolCallBody) -> dict[str, Any]:
+def _call(call_id: str, call: wire.ToolCallBody, where: str) -> dict[str, Any]:
+    if call.type not in (None, "function"):
+        refuse(f"{where}.type", f"{call.type[:50]!r} is not run here; give function")
     function = {"name": call.function.name, "arguments": call.function.arguments}
     return {"id": call_id, "type": "function", "function": function}
 
