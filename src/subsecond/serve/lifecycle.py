@@ -19,8 +19,8 @@ class Lifecycle:
 
     def begin_serving(self) -> None:
         """The first model is loaded."""
-        if self.phase == "starting":
-            self.phase = "serving"
+        assert self.phase == "starting"
+        self.phase = "serving"
 
     def begin_draining(self) -> None:
         """Take no new work."""

@@ -111,8 +111,9 @@ class HttpServer:
         except BaseException:
             self._server.should_exit = True
             raise
-        context.lifecycle.begin_serving()
-        on_ready(self.address)
+        if context.lifecycle.phase == "starting":
+            context.lifecycle.begin_serving()
+            on_ready(self.address)
 
 
 class _SignalledServer(uvicorn.Server):

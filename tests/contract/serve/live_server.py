@@ -58,6 +58,7 @@ class LiveServer:
         keys: str = "",
         loader: Any = None,
         is_ready: bool = True,
+        on_forced: Callable[[], None] = lambda: None,
         **settings: Any,
     ) -> None:
         """Start; `keys` are lines of a key file. Unless `is_ready` is false, return once the first model is loaded."""
@@ -69,9 +70,11 @@ class LiveServer:
         )
         parsed = ApiKeys(parse_keys(keys, "the test"))
         self.app: ServerApp = make_app(registry, self.settings, parsed)
-        self.server = HttpServer(self.app)
+        self.server = HttpServer(self.app, on_forced=on_forced)
         self.url = self.server.address
         self.error: BaseException | None = None
+        self.was_ready = False
+        self._is_stopping = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(names[0],), name="test-server")
         self._thread.start()
@@ -125,19 +128,30 @@ class LiveServer:
         loop.call_soon_threadsafe(run)
         assert done.wait(START_TIMEOUT_S)
 
+    def begin_stop(self) -> None:
+        """What the first signal does; a second one would force the end."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self.server.stop()
+
     def stop(self) -> None:
         """Drain and wait for the end; may be called again."""
-        self.server.stop()
+        self.begin_stop()
         self._thread.join(START_TIMEOUT_S)
         assert not self._thread.is_alive(), "the server did not end"
 
     def _run(self, first: str) -> None:
         try:
-            self.server.run(first, lambda _: self._ready.set())
+            self.server.run(first, self._note_ready)
         except BaseException as error:
             self.error = error
         finally:
             self._ready.set()
+
+    def _note_ready(self, address: str) -> None:
+        assert address == self.url
+        self.was_ready = True
+        self._ready.set()
 
     def __enter__(self) -> LiveServer:
         return self
