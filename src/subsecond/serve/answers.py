@@ -22,7 +22,8 @@ from subsecond.engine.request import PromptLogprobs, Request
 from subsecond.engine.stream import TokenStream
 from subsecond.engine.text import TextChunk, TextStream, TokenLogprobs
 from subsecond.models.detokenizer import StreamingDetokenizer
-from subsecond.models.reasoning import ReasoningSplitter
+from subsecond.models.prompt import Message
+from subsecond.models.reasoning import MAX_TAIL_TOKENS, ReasoningSplitter
 from subsecond.models.tool_calls import FREE_CHOICE, ToolCall, ToolCallDelta, check_tools, joined_calls
 from subsecond.models.tool_splitter import ToolCallSplitter
 from subsecond.serve.errors import UnavailableError
@@ -224,6 +225,11 @@ class Answer:
 
         Raises SubsecondError when the engine failed.
         """
+        if len(self._samples) == 1:
+            async with aclosing(self._samples[0].parts()) as parts:
+                async for part in parts:
+                    yield (part,)
+            return
         async with aclosing(merged([sample.parts() for sample in self._samples])) as batches:
             async for batch in batches:
                 yield tuple(part for _, part in batch)
@@ -392,15 +398,28 @@ class Answering:
             check_tools(order.tools, choice)
             if prompts.tool_syntax is None:
                 raise UnsupportedError("this model has no chat template, so it cannot be told of tools; leave them out")
-        return tuple(
-            prompts.encode(
-                order.messages,
-                enable_thinking=order.enable_thinking,
-                template_kwargs=order.template_kwargs,
-                tools=order.tools,
-                tool_choice=choice,
-            )
+        prompt_ids = prompts.encode(
+            order.messages[:-1] if order.is_continuation else order.messages,
+            enable_thinking=order.enable_thinking,
+            template_kwargs=order.template_kwargs,
+            tools=order.tools,
+            tool_choice=choice,
         )
+        if order.is_continuation:
+            prompt_ids = prompt_ids + self._begun_answer(order.messages[-1], prompt_ids)
+        return tuple(prompt_ids)
+
+    def _begun_answer(self, message: Message, prompt_ids: Sequence[int]) -> list[int]:
+        """Return the tokens of an answer to be continued, which stand where the model would begin its own."""
+        if message.get("role") != "assistant" or message.get("tool_calls") or message.get("reasoning_content"):
+            raise UnsupportedError("only a text of the assistant can be continued, without calls and reasoning")
+        content = message["content"]
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        tokenizer, markers = self._model.checkpoint.tokenizer, self._model.prompts.markers
+        end = tokenizer.decode(prompt_ids[-MAX_TAIL_TOKENS:], skip_special=False).rstrip()
+        if markers is not None and end.endswith(markers.opening):
+            raise UnsupportedError("this model begins every answer with its reasoning, so none can be continued")
+        return tokenizer.encode(text, is_continuation=True)
 
 
 def _time_left_ms(order: Order, start_s: float) -> float | None:
