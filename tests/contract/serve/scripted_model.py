@@ -101,9 +101,10 @@ class ScriptedContent:
 class ScriptedBackend:
     """Logits that make the scripted token by far the most likely one; everything else depends on all tokens before.
 
-    hold     while it is cleared, no step goes on; a test that clears it sets it again
-    step_s   how long each step takes at least
-    failure  raised by the next step, once
+    hold        while it is cleared, no step goes on; a test that clears it sets it again
+    hold_after  steps after which `hold` is cleared; None for never
+    step_s      how long each step takes at least
+    failure     raised by the next step, once
     """
 
     variant = "scripted/fp32/kv-fp32"
@@ -116,6 +117,7 @@ class ScriptedBackend:
         self.max_rows = max_rows
         self.hold = threading.Event()
         self.hold.set()
+        self.hold_after: int | None = None
         self.step_s = 0.0
         self.failure: Exception | None = None
         self.is_closed = False
@@ -127,6 +129,12 @@ class ScriptedBackend:
 
     def forward(self, batch: ForwardBatch) -> Float32:
         assert self.hold.wait(HOLD_TIMEOUT_S), "the test that holds the steps has forgotten them"
+        if self.hold_after is not None:
+            self.hold_after -= 1
+            if self.hold_after < 0:
+                self.hold_after = None
+                self.hold.clear()
+                assert self.hold.wait(HOLD_TIMEOUT_S), "the test that holds the steps has forgotten them"
         time.sleep(self.step_s)
         failure, self.failure = self.failure, None
         if failure is not None:
