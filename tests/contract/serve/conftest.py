@@ -30,6 +30,7 @@ def scripted(server: LiveServer) -> Iterator[ScriptedModel]:
     model = server.model
     yield model
     model.answers.clear()
+    model.backend.hold_after = None
     model.backend.hold.set()
     model.backend.step_s = 0.0
     model.backend.failure = None
