@@ -28,7 +28,7 @@ from bench.engines import OURS
 from bench.models import find_model, label_of
 from bench.serving.comparison import compare
 from bench.serving.loads import LOADS
-from bench.serving.long_prompt import LongPrompts, capacity_beside
+from bench.serving.long_prompt import QUIET_S, LongPrompts, capacity_beside
 from bench.serving.report import json_of, text_of
 from bench.serving.servers import HttpServer, check_name, open_server
 from bench.timing import PeerError
@@ -49,13 +49,13 @@ def long_prompt_scenario(model: Path, options: argparse.Namespace) -> dict[str, 
     """A long prompt beside running streams, on one server after the other."""
     found: dict[str, object] = {}
     for name in options.servers:
-        server = open_server(name, model, capacity_beside(max(options.streams), options.threads))
+        server = open_server(name, model, capacity_beside(max(options.streams), options.long_tokens, options.threads))
         if not isinstance(server, HttpServer):
             raise PeerError(f"{name}: the long prompt is sent over HTTP only")
         with ExitStack() as stack:
             stack.callback(server.stop)
             server.start()
-            prompts = LongPrompts(server, options.rounds)
+            prompts = LongPrompts(server, options.rounds, options.long_tokens, options.quiet_s)
             results = []
             for num_streams in options.streams:
                 results.append(server.run(prompts.measure(num_streams)))
@@ -99,6 +99,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--scenario", choices=list(SCENARIOS), default="load")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=probe().num_usable_cores)
+    parser.add_argument("--long-tokens", type=int, default=4096, help="of the long prompt")
+    parser.add_argument("--quiet-s", type=float, default=QUIET_S, help="seconds without a long prompt before each")
     parser.add_argument("--output", type=Path, help="file for the JSON")
     options = parser.parse_args()
     try:

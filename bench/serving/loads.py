@@ -48,6 +48,7 @@ LOADS: Mapping[str, Load] = {
     "short": Load("short", 128, 128),
     "shared": Load("shared", 1024, 64, 768),
     "shared-fresh": Load("shared-fresh", 1024, 64, 768, is_prefix_fresh=True),
+    "smoke": Load("smoke", 80, 4, 64),  # whether everything runs
 }
 
 

@@ -16,7 +16,6 @@ from bench.serving.loads import random_ids
 from bench.serving.percentiles import percentile
 from bench.serving.servers import HttpServer
 
-LONG_TOKENS = 4096
 STREAM_PROMPT_TOKENS = 64
 STREAM_NEW_TOKENS = 1024
 QUIET_S = 10.0
@@ -24,10 +23,10 @@ QUIET_S = 10.0
 SETTLING_S = 1.0
 
 
-def capacity_beside(num_streams: int, num_threads: int) -> Capacity:
+def capacity_beside(num_streams: int, num_long_tokens: int, num_threads: int) -> Capacity:
     """What a server is started for; engines that share their memory among requests need no more than all of them do."""
     of_stream = STREAM_PROMPT_TOKENS + STREAM_NEW_TOKENS
-    longest = max(LONG_TOKENS + 1, of_stream)
+    longest = max(num_long_tokens + 1, of_stream)
     return Capacity(num_threads, num_streams + 1, longest, pool_tokens=num_streams * of_stream + 2 * longest)
 
 
@@ -91,9 +90,10 @@ def gaps_within(answers: Sequence[Answer], window: Window) -> list[float]:
 class LongPrompts:
     """Sends long prompts to one server, alone and beside streams."""
 
-    def __init__(self, server: HttpServer, num_rounds: int, quiet_s: float = QUIET_S) -> None:
+    def __init__(self, server: HttpServer, num_rounds: int, num_long_tokens: int, quiet_s: float = QUIET_S) -> None:
         self._server = server
         self._num_rounds = num_rounds
+        self._num_long_tokens = num_long_tokens
         self._quiet_s = quiet_s
         self._numbers = itertools.count()
 
@@ -114,7 +114,7 @@ class LongPrompts:
         return found
 
     async def _send_long(self) -> Answer:
-        return await complete(self._server.address, self._body(LONG_TOKENS, 1))
+        return await complete(self._server.address, self._body(self._num_long_tokens, 1))
 
     @asynccontextmanager
     async def _streams(self, num_streams: int) -> AsyncIterator[list[Answer]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from bench.timing import PeerError
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STOP_TIMEOUT_S = 20.0
 MAX_LOG_CHARS = 2000
+PR_SET_PDEATHSIG = 1
 
 
 def free_port() -> int:
@@ -67,6 +69,11 @@ def peak_rss_bytes(pid: int, proc: Path = Path("/proc")) -> int:
     raise PeerError(f"process {pid} does not say how much memory it has held")
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends, however it does: it may be held then."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class MeasuredProcess:
     """A program in a session of its own whose output goes to a file, so that its end can be told with a reason."""
 
@@ -82,6 +89,7 @@ class MeasuredProcess:
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
 
     def wait_until_ready(self, url: str, timeout_s: float) -> None:

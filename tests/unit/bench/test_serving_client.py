@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.models import ROOT
 from bench.serving.client import LOCAL_HOST, Address, Answer, check, complete, run_streams
 from bench.serving.loads import completion_body
 from bench.serving.processes import MeasuredProcess, cpu_seconds, family_of, free_port, ticks_of
@@ -196,6 +198,32 @@ def test_processes_are_held_and_ended() -> None:
         process.stop()
     assert process.process.returncode is not None
     process.stop()
+
+
+def test_processes_do_not_outlive_who_measures_them() -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from bench.serving.processes import MeasuredProcess
+held = MeasuredProcess([sys.executable, "-c", "import time; time.sleep(600)"])
+held.pause()
+print(held.process.pid, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.kill()
+    while is_running(pid):
+        pass
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_process_that_ends_says_why() -> None:

@@ -89,7 +89,7 @@ def test_body_asks_for_exactly_that_many_tokens() -> None:
 def test_engines_that_share_their_memory_need_no_slots() -> None:
     assert Capacity(2, 32, 1088).all_slots_tokens == Capacity(2, 32, 1088).shared_tokens == 32 * 1280
     assert Capacity(2, 32, 1279).all_slots_tokens == 32 * 1280  # one token to spare
-    beside = capacity_beside(31, 2)
+    beside = capacity_beside(31, 4096, 2)
     assert beside.num_streams == 32
     assert beside.shared_tokens < beside.all_slots_tokens / 3
 
