@@ -155,6 +155,12 @@ class ReasoningSplitter:
         self._opening_id = None
 
 
+def opens_reasoning(prompt_ids: Sequence[int], markers: ReasoningMarkers, tokenizer: MarkerTokenizer) -> bool | None:
+    """Whether an answer to the prompt begins inside of reasoning; None where it may open a block itself."""
+    phase = _phase_after(prompt_ids, markers, tokenizer)
+    return None if phase is _Phase.BEGINNING else phase is _Phase.OPENED
+
+
 def split_reasoning(content: str, markers: ReasoningMarkers) -> tuple[str, str] | None:
     """Return reasoning and text of an answer that was kept whole; None when it does not begin with a closed block."""
     stripped = content.lstrip()

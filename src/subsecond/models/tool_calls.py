@@ -23,7 +23,7 @@ ToolChoiceMode = Literal["auto", "none", "required", "named"]
 class Tool:
     """A function that the model may ask the caller to run.
 
-    parameters  JSON schema of the arguments, an object; an empty one allows any arguments
+    parameters  JSON schema of the arguments, which are an object; an empty one says that there are none
     is_strict   arguments have to follow the schema wherever the model calls the tool, also when it is free to do so
     """
 

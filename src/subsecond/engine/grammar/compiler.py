@@ -2,29 +2,76 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from subsecond.engine.constraint import ConstraintMaker
+from llguidance import LLMatcher
+
+from subsecond.core.errors import InputError
+from subsecond.engine.constraint import Constraint
+from subsecond.engine.grammar.costs import GrammarLimits, parser_limits
+from subsecond.engine.grammar.expressions import reason_of
+from subsecond.engine.grammar.held_answer import HeldAnswer
+from subsecond.engine.grammar.large_stack import with_large_stack
+from subsecond.engine.grammar.lark_text import (
+    Frame,
+    LarkText,
+    framed,
+    json_rule,
+    lark_of,
+    marker_terminal,
+    without_tokens,
+)
 from subsecond.engine.grammar.output_format import OutputFormat
-from subsecond.models.reasoning import ReasoningMarkers
+from subsecond.engine.grammar.vetter import Vetter, shared_vetter
+from subsecond.engine.grammar.vocabulary import GrammarVocabulary, build_vocabulary
+from subsecond.models.reasoning import ReasoningMarkers, opens_reasoning
 from subsecond.models.tokenizer import Tokenizer
+
+MAX_SEARCH_S = 1.0
+"""Longest search for the expression that is wrong in a schema."""
+
+BYTES_OF_GRAMMAR = 256 * 1024
+BYTES_OF_SOURCE_BYTE = 512
+"""Estimates of the memory of a compiled grammar: of any, and for each byte of its text."""
 
 
 @dataclass(frozen=True, slots=True)
-class GrammarLimits:
-    """What formats may cost."""
+class CompiledFormat:
+    """Makes the constraint of an answer each time it is called, within microseconds; safe to call from any thread.
 
-    max_source_bytes: int = 256 * 1024
-    max_cached: int = 128
-    max_cached_bytes: int = 64 * 2**20
+    unenforced  places of a schema that the constraint does not hold an answer to
+    """
+
+    matcher: LLMatcher
+    vocabulary: GrammarVocabulary
+    unenforced: tuple[str, ...] = ()
+
+    def __call__(self) -> Constraint:
+        """The constraint of one answer."""
+        return HeldAnswer(self.matcher.deep_copy(), self.vocabulary)
 
 
 class GrammarCompiler:
-    """Compiles formats for the vocabulary of one model; may be used from any thread. The first use takes longer."""
+    """Compiles formats for the vocabulary of one model; may be used from any thread.
 
-    def __init__(self, tokenizer: Tokenizer, *, limits: GrammarLimits | None = None) -> None:
+    The first use reads the vocabulary, which takes longer.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, limits: GrammarLimits | None = None, vetter: Vetter | None = None
+    ) -> None:
         """Keep the tokenizer; nothing is built before the first `compile`."""
+        self._tokenizer = tokenizer
+        self._limits = limits or GrammarLimits()
+        self._vetter = vetter or shared_vetter(self._limits)
+        self._lock = threading.Lock()
+        self._vocabulary: GrammarVocabulary | None = None
+        self._cache: OrderedDict[tuple[OutputFormat, Frame], CompiledFormat] = OrderedDict()
+        self._cached_bytes = 0
 
     def compile(
         self,
@@ -32,7 +79,7 @@ class GrammarCompiler:
         *,
         markers: ReasoningMarkers | None = None,
         prompt_ids: Sequence[int] = (),
-    ) -> ConstraintMaker:
+    ) -> CompiledFormat:
         """Return what makes the constraint of an answer. Takes up to a second: not for an event loop.
 
         With `markers` of a model that reasons, reasoning at the begin of the answer is free, and the format holds for
@@ -43,4 +90,76 @@ class GrammarCompiler:
                 the place.
             UnsupportedError: a schema has keywords that cannot be enforced and is strict.
         """
-        raise NotImplementedError
+        frame = self._frame(markers, prompt_ids)
+        with self._lock:
+            found = self._cache.get((output, frame))
+            if found is not None:
+                self._cache.move_to_end((output, frame))
+                return found
+        made = self._compile(output, frame)
+        with self._lock:
+            self._keep(output, frame, made)
+        return made
+
+    def _frame(self, markers: ReasoningMarkers | None, prompt_ids: Sequence[int]) -> Frame:
+        tokenizer = self._tokenizer
+        is_opened = opens_reasoning(prompt_ids, markers, tokenizer) if markers is not None else False
+        if markers is None or is_opened is False:
+            return Frame(has_lead=tokenizer.strips_first_space)
+        terminals = marker_terminal(markers.opening, tokenizer), marker_terminal(markers.closing, tokenizer)
+        return Frame(markers, terminals, bool(is_opened), tokenizer.strips_first_space)
+
+    def _compile(self, output: OutputFormat, frame: Frame) -> CompiledFormat:
+        lark = lark_of(output, self._limits)
+        text = lark.text
+        try:
+            if not lark.is_own:
+                text = self._vetted(lark)
+            vocabulary = self._read_vocabulary()
+            matcher = with_large_stack(lambda: _matcher(vocabulary, framed(text, frame)))
+            if matcher.is_error():
+                raise InputError(reason_of(matcher.get_error()))
+        except InputError as error:
+            what = "the form of tool calls" if output.kind == "lark" else f"the output format ({output.kind})"
+            raise InputError(f"{what} cannot be used: {error}") from None
+        return CompiledFormat(matcher, vocabulary, lark.unenforced)
+
+    def _vetted(self, lark: LarkText) -> str:
+        """The text to compile; InputError, naming the place of an expression if that is what is wrong."""
+        try:
+            vetted = self._vetter.check(without_tokens(lark.text), is_gbnf=lark.is_gbnf)
+        except InputError as error:
+            deadline_s = time.monotonic() + MAX_SEARCH_S
+            for place, pattern in lark.patterns:
+                if time.monotonic() > deadline_s:
+                    break
+                fault = self._vetter.fault_of(f"start: {json_rule({'type': 'string', 'pattern': pattern})}\n")
+                if fault:
+                    raise InputError(f"the expression at {place}: {fault}") from None
+            raise error from None
+        return vetted if lark.is_gbnf else lark.text
+
+    def _read_vocabulary(self) -> GrammarVocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = build_vocabulary(self._tokenizer)
+            return self._vocabulary
+
+    def _keep(self, output: OutputFormat, frame: Frame, made: CompiledFormat) -> None:
+        """Keep a compiled format, and drop the ones that were not asked for longest."""
+        if (output, frame) in self._cache:
+            return
+        self._cache[output, frame] = made
+        self._cached_bytes += _estimated_bytes(output)
+        limits = self._limits
+        while len(self._cache) > limits.max_cached or self._cached_bytes > limits.max_cached_bytes:
+            (dropped, _), _ = self._cache.popitem(last=False)
+            self._cached_bytes -= _estimated_bytes(dropped)
+
+
+def _estimated_bytes(output: OutputFormat) -> int:
+    return BYTES_OF_GRAMMAR + BYTES_OF_SOURCE_BYTE * len(output.source)
+
+
+def _matcher(vocabulary: GrammarVocabulary, grammar: str) -> LLMatcher:
+    return LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=parser_limits())

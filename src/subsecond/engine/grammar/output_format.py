@@ -12,12 +12,15 @@ OutputKind = Literal["json_object", "json_schema", "regex", "grammar", "lark"]
 class OutputFormat:
     """A form that an answer is held to from its first token to its last.
 
-    kind       "json_object": any JSON object; "json_schema": JSON that is valid under the schema in `source`, JSON text
-               itself; "regex": `source` has to match the whole answer; "grammar": a grammar in Lark or GBNF form, told
-               apart by its look, with a rule named start or root; "lark": for certain in Lark form
-    is_strict  what the schema asks for and cannot be enforced is refused; otherwise such keywords are left out
+    kind        "json_object": any JSON object; "json_schema": JSON that is valid under the schema in `source`, JSON
+                text itself; "regex": `source` has to match the whole answer; "grammar": a grammar in Lark or GBNF form,
+                told apart by its look, with a rule named start or root; "lark": Lark written by this package, which may
+                refer to tokens by id
+    is_strict   what the schema asks for and cannot be enforced is refused; otherwise such keywords are left out
+    unenforced  what was left out of `source` already, by its place in a schema
     """
 
     kind: OutputKind
     source: str = ""
     is_strict: bool = True
+    unenforced: tuple[str, ...] = ()

@@ -1,0 +1,52 @@
+"""The constraint of one answer: a matcher that follows it token by token and says what may come next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher
+
+from subsecond.core.errors import InputError
+from subsecond.engine.grammar.expressions import reason_of
+from subsecond.engine.grammar.vocabulary import GrammarVocabulary
+
+if TYPE_CHECKING:
+    from subsecond.backends.batch import UInt32
+
+
+class HeldAnswer:
+    """Holds one answer to a compiled grammar. Masks are made without the interpreter's lock."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: GrammarVocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._num_words = (vocabulary.num_tokens + 31) // 32
+        self._is_over = False
+
+    def fill_mask(self, mask: UInt32) -> None:
+        """Write the tokens that may come next into `mask`; once the grammar is complete, those that end an answer.
+
+        Raises InputError when going on takes more than the limits of a step.
+        """
+        if self._is_over or self._matcher.is_stopped():
+            self._check()
+            mask[:] = 0
+            for token_id in self._vocabulary.eos_ids:
+                mask[token_id // 32] |= 1 << token_id % 32
+            return
+        mask[self._num_words :] = 0
+        own = mask[: self._num_words]
+        self._matcher.unsafe_compute_mask_ptr(own.ctypes.data, own.nbytes)
+        self._check()
+
+    def advance(self, token_id: int) -> None:
+        """Take the token that was chosen; InputError for one that the grammar does not allow."""
+        if token_id in self._vocabulary.eos_ids:
+            self._is_over = True
+        elif not self._is_over and not self._matcher.consume_token(token_id):
+            self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = reason_of(self._matcher.get_error())
+            raise InputError(f"the answer cannot go on in the form that was asked for; make it simpler: {reason}")
