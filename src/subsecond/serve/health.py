@@ -28,14 +28,22 @@ def routes(context: ServerContext) -> list[ApiRoute]:
     async def live(_: Request) -> Response:
         return _response(Health("live"))
 
-    renewals: set[asyncio.Task[None]] = set()
+    renewals: dict[str, asyncio.Task[None]] = {}
+
+    async def renew(name: str) -> None:
+        try:
+            await context.registry.renew(name)
+        finally:
+            del renewals[name]
 
     async def ready(_: Request) -> Response:
+        # who is told that an engine stopped will send no request that would have it loaded anew
+        for name in _stopped_engines(context):
+            if name not in renewals:
+                renewals[name] = asyncio.create_task(renew(name))
         reason = _why_not(context)
-        for name in _stopped_engines(context) if not renewals else ():
-            task = asyncio.create_task(context.registry.renew(name))
-            renewals.add(task)
-            task.add_done_callback(renewals.discard)
+        if reason is None and renewals:
+            reason = f"the engine of {', '.join(renewals)} stopped working and is loaded anew"
         return _response(Health("ready") if reason is None else Health("not ready", reason))
 
     return [
@@ -49,9 +57,6 @@ def _why_not(context: ServerContext) -> str | None:
     phase = context.lifecycle.phase
     if phase != "serving":
         return "the first model is being loaded" if phase == "starting" else "the server is stopping"
-    stopped = _stopped_engines(context)
-    if stopped:
-        return f"the engine of {', '.join(stopped)} stopped working and is loaded anew"
     limit_ms = context.settings.stall_timeout_s * 1e3
     stalled = [name for name, stats in _stats(context) if stats.step_ms is not None and stats.step_ms > limit_ms]
     if stalled:
