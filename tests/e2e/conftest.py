@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import subsecond
+from subsecond.engine.protocol import EngineStats
 from subsecond.serve.registry import Loaded, ModelSpec
 from tests.contract.serve.live_server import LiveServer
 
@@ -27,6 +28,25 @@ class SmallModelLoader:
     def load(self, spec: ModelSpec) -> Loaded:
         self.model = subsecond.load(self._path, context_tokens=4096)
         return Loaded(self.estimate_bytes(spec), model=self.model)
+
+
+def engine_stats(server: LiveServer) -> EngineStats:
+    """The counts of the engine behind a server with the small model."""
+    return small_model(server).engine.stats()
+
+
+def is_idle(server: LiveServer) -> bool:
+    """Whether nothing is left of any request."""
+    stats = engine_stats(server)
+    return stats.num_running == stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks
+
+
+def small_model(server: LiveServer) -> subsecond.Model:
+    """The model behind such a server."""
+    loader = server.loader
+    assert isinstance(loader, SmallModelLoader)
+    assert loader.model is not None
+    return loader.model
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +75,4 @@ def smollm2_text(smollm2_server: LiveServer) -> str:
     """What the model itself answers to the question of `tests.e2e.client_cases`, to its natural end or 24 tokens."""
     from tests.e2e.client_cases import QUESTION
 
-    model = smollm2_server.loader.model
-    assert isinstance(model, subsecond.Model)
-    return model.generate(QUESTION, max_tokens=24).text
+    return small_model(smollm2_server).generate(QUESTION, max_tokens=24).text
