@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--isas", type=names_of, default=isas)
     parser.add_argument("--formats", type=names_of, default=list(PACKED_FORMATS), help=", ".join(PACKED_FORMATS))
     parser.add_argument("--shapes", type=names_of, default=list(SHAPES), help=", ".join(SHAPES))
-    parser.add_argument("--heads", type=names_of, default=list(HEADS), help=", ".join(HEADS))
+    parser.add_argument("--heads", type=names_of, default=list(HEADS), help=", ".join(HEADS) + "; none")
     parser.add_argument("--rows", type=names_of, default=["1", "8", "32", "128", "512"])
     parser.add_argument("--threads", type=names_of, default=sorted({"1", str(machine.num_usable_cores)}))
     args = parser.parse_args()
@@ -182,7 +182,7 @@ def main() -> None:
                 for result in time_linears(pool, peaks, isa, shape, args.formats, rows, num_threads):
                     results.append(result)
                     show(result)
-            for shape in args.heads:
+            for shape in (name for name in args.heads if name != "none"):
                 for result in time_attention(pool, peaks, isa, shape, rows, num_threads):
                     results.append(result)
                     show(result)

@@ -203,7 +203,7 @@ static void dot_block(const UnpackedTiles* panels, const BlockCodes* x, int64_t 
         for (int p = 0; p < P; ++p) words[p] = I::load(panels[p].words(t) + 64 * pair);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-          const I codes = broadcast_pair(x[r], pair);
+          const I codes = I::in_order(broadcast_pair(x[r], pair));
           for (int p = 0; p < P; ++p) products[r][p] = dot_add(products[r][p], words[p], codes);
         }
       }

@@ -159,7 +159,7 @@ static void dot_bytes(const uint8_t* const* planes, int64_t num_tiles, const int
       I weights[P];
       for (int p = 0; p < P; ++p) weights[p] = I::load(planes[p] + at + 64 * v);
       for (int r = 0; r < R; ++r) {
-        const I codes = broadcast_codes(rows[r] + t * kTileInputs + 4 * v);
+        const I codes = I::in_order(broadcast_codes(rows[r] + t * kTileInputs + 4 * v));
         for (int p = 0; p < P; ++p) acc[r][p] = dot_bytes_add(acc[r][p], weights[p], codes);
       }
     }

@@ -129,6 +129,7 @@ struct I {
   static void store(void* p, I a) { _mm512_storeu_si512(p, a.v); }
   static I set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static I zero() { return {_mm512_setzero_si512()}; }
+  static I in_order(I a) { return a; }
   static I both(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
   // a | (b & mask)
   static I add_bits(I a, I b, I mask) { return {_mm512_ternarylogic_epi32(a.v, b.v, mask.v, 0xf8)}; }

@@ -210,6 +210,7 @@ struct I {
     return each([&](int) { return static_cast<uint32_t>(x); });
   }
   static I zero() { return set1(0); }
+  static I in_order(I a) { return a; }
   static I both(I a, I b) {
     return each([&](int i) { return a.lane[i] & b.lane[i]; });
   }
