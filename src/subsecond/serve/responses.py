@@ -22,9 +22,9 @@ from subsecond.serve.fields import refuse
 from subsecond.serve.registry import Served
 from subsecond.serve.responses_body import ResponseHead, response_body
 from subsecond.serve.responses_events import Event, ResponseWriter
+from subsecond.serve.responses_offer import name_for_model
 from subsecond.serve.responses_order import response_order
 from subsecond.serve.responses_store import KeptResponse, ResponseStore
-from subsecond.serve.responses_tools import name_for_model
 from subsecond.serve.responses_types import ResponsesRequest
 from subsecond.serve.routing import ApiRoute
 from subsecond.serve.sse import BEGUN, EventStream, begun, event

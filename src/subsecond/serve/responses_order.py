@@ -21,7 +21,7 @@ from subsecond.serve.fields import (
     stop_texts,
 )
 from subsecond.serve.order import Order
-from subsecond.serve.responses_tools import OfferedTools, name_for_model, offered_tools
+from subsecond.serve.responses_offer import OfferedTools, name_for_model, offered_tools
 from subsecond.serve.responses_types import (
     ContentPart,
     FunctionCallItem,
