@@ -33,7 +33,7 @@ def check_calls(message: Message, number: int) -> None:
         where = f"call {index + 1} of message {number}"
         form = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": ...}}'
         function = call.get("function") if isinstance(call, Mapping) else None
-        if not isinstance(call, Mapping) or call.get("type", "function") != "function":
+        if isinstance(call, Mapping) and call.get("type", "function") != "function":
             raise UnsupportedError(f"{where} is of another type; only calls of functions are read: {form}")
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise InputError(f"{where} has no function with a name; its form is {form}")

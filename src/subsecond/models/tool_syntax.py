@@ -12,7 +12,8 @@ from subsecond.models.reasoning import MarkerTokenizer
 class ToolSyntax:
     """One way to write calls.
 
-    evidence       texts that tell the syntax: each is in the chat template or is the text of a control token
+    evidence       texts that tell the syntax, all of them in the chat template
+    tokens         control tokens that tell it, all of them in the vocabulary
     exclusions     texts that tell another syntax if the chat template has one of them
     layout         "object": one JSON object with name and arguments after each opening; "list": a JSON list of such
                    after one opening; "named": after the opening the name, then `separator`, then the arguments as JSON
@@ -32,6 +33,7 @@ class ToolSyntax:
     opening: str
     closing: str = ""
     evidence: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
     exclusions: tuple[str, ...] = ()
     inner_begin: str = ""
     inner_end: str = ""
@@ -84,7 +86,8 @@ KNOWN_SYNTAXES = (
         "bare object",
         "object",
         "<|python_tag|>",
-        evidence=("<|python_tag|>", '"parameters": '),
+        evidence=('"parameters": ',),
+        tokens=("<|python_tag|>",),
         between="; ",
         arguments_key="parameters",
         is_bare=True,
@@ -109,11 +112,8 @@ def find_tool_syntax(template_source: str | None, tokenizer: MarkerTokenizer) ->
     if template_source is None:
         return None
     for syntax in KNOWN_SYNTAXES:
-        has_evidence = all(text in template_source or text in tokenizer.control_tokens for text in syntax.evidence)
-        if (
-            has_evidence
-            and "tools" in template_source
-            and not any(text in template_source for text in syntax.exclusions)
-        ):
+        has_evidence = all(text in template_source for text in ("tools", *syntax.evidence))
+        has_tokens = all(text in tokenizer.control_tokens for text in syntax.tokens)
+        if has_evidence and has_tokens and not any(text in template_source for text in syntax.exclusions):
             return syntax
     return GENERIC_SYNTAX

@@ -140,8 +140,8 @@ def test_free_answers_where_a_brace_begins_a_call() -> None:
 
 def test_calls_or_an_answer_of_a_form() -> None:
     tokenizer = vocabulary(TAGGED, USER_DEFINED)
-    schema = {"type": "object", "properties": {"name": {"const": "Bob"}}, "required": ["name"]}
-    schema["additionalProperties"] = False
+    properties = {"name": {"const": "Bob"}}
+    schema = {"type": "object", "properties": properties, "required": ["name"], "additionalProperties": False}
     for output in (OutputFormat("json_schema", json.dumps(schema)), OutputFormat("regex", r'\{ ?"name": ?"Bob"\}')):
         make = constraint_maker(TAGGED, tokenizer, TOOLS, FREE_CHOICE, output=output)
         opening = tokenizer.control_tokens[TAGGED.opening]

@@ -10,6 +10,7 @@ import pytest
 from subsecond.engine.request import FinishReason, TokenEvent
 from subsecond.engine.stream import TokenStream
 from subsecond.engine.text import StopMatcher, TextStream
+from subsecond.models.tool_calls import ToolCall, ToolCallDelta
 
 
 class Pieces:
@@ -50,19 +51,46 @@ class HalvesAtBar:
         return self.push(0, text)
 
 
+class CallsInBraces:
+    """A splitter for which what stands in braces is a call; the braces are tokens of their own."""
+
+    def __init__(self) -> None:
+        self._is_call = False
+        self._num_calls = 0
+
+    def push(self, _: int, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        if text in "{}" and text:
+            self._is_call = text == "{"
+            self._num_calls += self._is_call
+            return "", (ToolCallDelta(self._num_calls - 1, "f", ""),) if self._is_call else ()
+        return ("", (ToolCallDelta(self._num_calls - 1, None, text),)) if self._is_call else (text, ())
+
+    def finish(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        return self.push(0, text) if text else ("", ())
+
+
 def text_stream(
     pieces: Sequence[str | bytes],
     *stop: str,
     reason: FinishReason = "length",
     has_logprobs: bool = False,
     splitter: HalvesAtBar | None = None,
+    tool_splitter: CallsInBraces | None = None,
 ) -> TextStream:
     """A stream whose engine has already answered with one token a piece."""
     cancelled: list[str] = []
     tokens = TokenStream("a", seed=1, num_prompt_tokens=4, variant="fake", cancel=cancelled.append)
     for index in range(len(pieces)):
         tokens.push(TokenEvent(index, -0.5, ((index, -0.5),), index, None if index < len(pieces) - 1 else reason))
-    return TextStream(tokens, Pieces(pieces), splitter=splitter, stop=stop, has_logprobs=has_logprobs, load_ms=3.0)
+    return TextStream(
+        tokens,
+        Pieces(pieces),
+        splitter=splitter,
+        tool_splitter=tool_splitter,
+        stop=stop,
+        has_logprobs=has_logprobs,
+        load_ms=3.0,
+    )
 
 
 def test_pieces_are_passed_on_at_once() -> None:
@@ -87,6 +115,31 @@ def test_reasoning_comes_beside_the_text() -> None:
 def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
     completion = text_stream(["a STOP b|c ST", "OP d", "e"], "STOP", splitter=HalvesAtBar()).collect()
     assert (completion.reasoning, completion.text, completion.finish_reason) == ("a STOP b", "c ", "stop")
+
+
+def test_calls_come_beside_the_text() -> None:
+    stream = text_stream(
+        ["hm|", "I call", "{", "1", "2", "}", "{", "3"], splitter=HalvesAtBar(), tool_splitter=CallsInBraces()
+    )
+    chunks = [(chunk.reasoning, chunk.text, chunk.tool_calls, chunk.token_ids) for chunk in stream]
+    assert chunks == [
+        ("hm", "", (), (0,)),
+        ("", "I call", (), (1,)),
+        ("", "", (ToolCallDelta(0, "f", ""),), (2,)),
+        ("", "", (ToolCallDelta(0, None, "1"),), (3,)),
+        ("", "", (ToolCallDelta(0, None, "2"),), (4,)),
+        ("", "", (ToolCallDelta(1, "f", ""),), (5, 6)),
+        ("", "", (ToolCallDelta(1, None, "3"),), (7,)),
+    ]
+    completion = stream.completion
+    assert completion is not None
+    assert (completion.text, completion.tool_calls) == ("I call", (ToolCall("f", "12"), ToolCall("f", "3")))
+
+
+def test_stop_strings_end_no_call() -> None:
+    completion = text_stream(["a", "{", "STOP", "}", "b STOP c"], "STOP", tool_splitter=CallsInBraces()).collect()
+    assert (completion.text, completion.tool_calls) == ("ab ", (ToolCall("f", "STOP"),))
+    assert completion.finish_reason == "stop"
 
 
 def test_what_a_splitter_held_back_comes_last() -> None:

@@ -172,6 +172,57 @@ def test_no_other_input_writes_control_tokens(text: str) -> None:
     assert text_of(token_ids) == everything(messages, **variables), "the texts themselves are kept"
 
 
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_tool_writes_control_tokens(text: str) -> None:
+    arguments: dict[str, Any] = {text: [text, {"a": text}], "n": 1}
+    function = {"name": text, "arguments": arguments}
+    messages: list[Message] = [
+        *user("a"),
+        {"role": "assistant", "content": None, "tool_calls": [{"id": text, "type": "function", "function": function}]},
+        {"role": "tool", "content": text, "tool_call_id": text, "name": text},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]},
+    ]
+    described = {"name": "f", "description": text, "parameters": {"properties": {text: {"enum": [text, 1, None]}}}}
+    tools = [{"type": "function", "function": described}]
+
+    def render(messages: Sequence[Message], tools: Any = ()) -> str:
+        assert tools[0]["type"] == "function"
+        assert set(tools[0]["function"]) == {"name", "description", "parameters"}
+        calls = [call for message in messages for call in message.get("tool_calls", ())]
+        assert all(set(call["function"]) == {"name", "arguments"} for call in calls)
+        assert calls[0]["type"] == "function"
+        results = [(message.get("tool_call_id"), message.get("name"), message.get("content")) for message in messages]
+        texts = texts_in([tools, calls, list(map(list, results))])
+        return "<s>" + "".join(f"<{each}|im_end|>" for each in texts) + "<|im_end|>"
+
+    token_ids = encode_messages(CharacterTokenizer(), render, messages, {"tools": tools})
+    assert controls_of(token_ids) == [3, 2]
+    assert text_of(token_ids) == render(messages, tools), "the texts themselves are kept"
+
+
+def test_the_fields_of_tools_are_no_texts() -> None:
+    class Wordy(CharacterTokenizer):
+        """Has words of templates among its control tokens."""
+
+        control_tokens = {**CONTROL, "function": 6, "name": 7, "parameters": 8, "arguments": 9}  # noqa: RUF012
+
+    def render(messages: Sequence[Message], tools: Any = ()) -> str:
+        call = messages[0]["tool_calls"][0]
+        return str(tools[0]["function"]["parameters"]["name"] + call["function"]["arguments"]["name"] + call["type"])
+
+    call = {"type": "function", "function": {"name": "f", "arguments": {"name": "x"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"name": "y"}}}]
+    with pytest.raises(KeyError):  # names inside of what callers give are texts, these too
+        encode_messages(Wordy(), render, [{"role": "assistant", "tool_calls": [call]}], {"tools": tools})
+
+    def render_fields(messages: Sequence[Message], tools: Any = ()) -> str:
+        call = messages[0]["tool_calls"][0]
+        return str(tools[0]["function"]["name"] + call["function"]["name"] + call["type"])
+
+    token_ids = encode_messages(Wordy(), render_fields, [{"role": "assistant", "tool_calls": [call]}], {"tools": tools})
+    assert token_ids[-1] == 6, "the template wrote it"
+
+
 def test_a_benign_conversation_with_variables_is_encoded_in_one_piece() -> None:
     tokenizer = CharacterTokenizer()
     messages: list[Message] = [*user("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]
@@ -231,6 +282,13 @@ def test_without_control_tokens_everything_is_text() -> None:
         ([{"role": "user", "content": "a", "reasoning_content": "b"}], UnsupportedError, "reasoning_content"),
         ([{"role": "assistant", "content": "a", "reasoning_content": 1}], InputError, "reasoning_content of type int"),
         ([{"role": "user", "content": "a", "name": "<|im_end|>"}], UnsupportedError, "name"),
+        ([{"role": "user", "content": "a", "tool_calls": []}], UnsupportedError, "tool_calls"),
+        ([{"role": "user", "content": None}], InputError, "content of type NoneType"),
+        ([{"role": "assistant", "content": None}], InputError, "content of type NoneType"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], InputError, "content of type NoneType"),
+        ([{"role": "tool", "content": "a", "tool_call_id": 1}], InputError, "tool_call_id of type int"),
+        ([{"role": "tool", "tool_call_id": "a"}], InputError, "message 1 is not"),
+        ([{"role": "assistant", "tool_calls": [{}], "content": 3}], InputError, "call 1 of message 1"),
     ],
 )
 def test_what_is_no_conversation_is_refused(messages: Any, error: type[Exception], message: str) -> None:
