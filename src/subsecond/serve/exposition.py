@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
@@ -155,7 +156,9 @@ def routes(context: ServerContext) -> list[ApiRoute]:
     ProcessCollector(registry=registry)
 
     async def metrics(_: Request) -> Response:
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        # writing thousands of lines takes milliseconds, in which streams would stand still
+        content = await asyncio.to_thread(generate_latest, registry)
+        return Response(content, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return [ApiRoute("GET", "/metrics", metrics, summary="Counts and times, as Prometheus reads them")]
 
@@ -172,7 +175,7 @@ class _ServerCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
-        models = self._context.metrics.models
+        models = dict(self._context.metrics.models)  # other threads go on adding
         for total in _COUNTS:
             values = {model: total.of(found) for model, found in models.items()}
             yield from (_counter(name, total.help, values) for name in total.names)
@@ -202,7 +205,7 @@ class _ServerCollector:
         foreign = CounterMetricFamily(
             "vllm:request_success", "Answers by how they ended", labels=(*_LABELS, "finished_reason")
         )
-        for model, found in self._context.metrics.models.items():
+        for model, found in dict(self._context.metrics.models).items():
             totals = dict.fromkeys(_FOREIGN_ENDS.values(), 0)
             for reason, count in list(found.num_ends.items()):
                 ours.add_metric((model, reason), count)
