@@ -100,7 +100,13 @@ def test_every_answer_is_valid_under_its_schema(name: str) -> None:
 
 def test_the_validity_of_the_test_itself() -> None:
     assert is_valid({"name": "a", "age": 1, "more": None}, PERSON)
-    for wrong in ({"name": "", "age": 1, "more": None}, {"name": "a", "age": 1.5, "more": None}, {"name": "a"}, []):
+    invalid: list[Any] = [
+        {"name": "", "age": 1, "more": None},
+        {"name": "a", "age": 1.5, "more": None},
+        {"name": "a"},
+        [],
+    ]
+    for wrong in invalid:
         assert not is_valid(wrong, PERSON)
     assert not is_valid({"of": [{}]}, TREE)
 

@@ -57,7 +57,11 @@ def test_tools_that_can_be_offered() -> None:
         ([Tool("f", parameters={"x": float("nan")})], FREE_CHOICE, "holds a float"),
         ([Tool("f", parameters={"x": object()})], FREE_CHOICE, "holds a object"),
         ([Tool("f", parameters=nested(MAX_TOOL_DEPTH + 1))], FREE_CHOICE, "64 levels"),
-        ([Tool("f", "x" * (MAX_TOOL_CHARS - 3)), Tool("g", "y")], FREE_CHOICE, "tool 'g', all tools together .* is too large"),
+        (
+            [Tool("f", "x" * (MAX_TOOL_CHARS - 3)), Tool("g", "y")],
+            FREE_CHOICE,
+            "tool 'g', all tools together .* is too large",
+        ),
         ([Tool("f", parameters={"x": ["y" * MAX_TOOL_CHARS]})], FREE_CHOICE, "tool 'f', .* is too large"),
         ([], ToolChoice("required"), "asks for a call .required., but there are no tools"),
         ([Tool("f")], ToolChoice("named", "g"), "names 'g', which is none of the tools; they are f"),

@@ -29,8 +29,8 @@ def asking(*calls: Any, **fields: Any) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": list(calls), **fields}
 
 
-USER = {"role": "user", "content": "u"}
-RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "r"}
+USER: dict[str, Any] = {"role": "user", "content": "u"}
+RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "call_1", "content": "r"}
 TOOLS = [Tool("f", "does", {"type": "object"}), Tool("g")]
 
 
@@ -133,7 +133,7 @@ def test_texts_of_calls_however_wrong_they_are() -> None:
 
 
 def test_what_a_model_is_told_in_words() -> None:
-    history = [
+    history: list[dict[str, Any]] = [
         {"role": "system", "content": [{"type": "text", "text": "s"}]},
         USER,
         asking(call(), call("no JSON"), content="So."),
