@@ -13,6 +13,7 @@ from subsecond.models.prompt import Message
 from subsecond.models.tool_calls import Tool, ToolChoice
 from subsecond.serve import anthropic_types as wire
 from subsecond.serve.fields import (
+    check_count,
     checked_deadline_ms,
     checked_priority,
     decode_part,
@@ -30,6 +31,8 @@ HARMLESS = ("cache_control", "metadata", "user_profile_id")
 
 DEFAULT_TEMPERATURE = 1.0
 MAX_TOOLS = 512
+MAX_MESSAGES = 10_000
+MAX_BLOCKS = 20_000
 BILLING_HEADER = "x-anthropic-billing-header:"
 """Begins a text that an agent puts before its system prompt for the vendor's accounts. It differs each time and so
 would keep prompts from sharing their cached blocks; it is left out, and answers say so."""
@@ -130,6 +133,10 @@ def _order(body: wire.PromptBody, params: SamplingParams, priority: int, deadlin
 def _refuse_what_there_is_not(body: wire.PromptBody) -> None:
     if not body.messages:
         refuse("messages", "is empty; give at least one message")
+    check_count("messages", body.messages, MAX_MESSAGES)
+    num_blocks = sum(len(message.content) for message in body.messages if not isinstance(message.content, str))
+    if num_blocks > MAX_BLOCKS:
+        refuse("messages", f"{num_blocks} blocks are too many; at most {MAX_BLOCKS} are allowed")
     refuse_given({"mcp_servers": body.mcp_servers}, "other servers are not called from here; leave it out")
     if body.speed not in (None, "standard"):
         refuse("speed", "there is one speed here; give standard, and priority to be served earlier")
@@ -147,8 +154,7 @@ def _refuse_what_there_is_not(body: wire.PromptBody) -> None:
 def _tools(body: wire.PromptBody) -> tuple[tuple[Tool, ...], ToolChoice | None, bool]:
     """Return the tools, the choice among them, and whether one answer may call several times."""
     given, choice = body.tools or [], body.tool_choice
-    if len(given) > MAX_TOOLS:
-        refuse("tools", f"{len(given)} tools are too many; at most {MAX_TOOLS} are allowed")
+    check_count("tools", given, MAX_TOOLS)
     tools = tuple(_tool(raw, f"tools[{number}]") for number, raw in enumerate(given))
     if choice is None:
         return tools, None, True

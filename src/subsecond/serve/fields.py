@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from functools import cache
 from typing import Any, NoReturn, TypeVar
 
@@ -48,6 +48,12 @@ def decode_part(raw: msgspec.Raw, kind: type[T], where: str) -> T:
 def refuse(param: str, message: str) -> NoReturn:
     """Refuse a request because of one field."""
     raise FieldError(f"{param}: {message}", param=param)
+
+
+def check_count(field: str, values: Sized | None, maximum: int) -> None:
+    """Refuse a list, before anything is done with its entries, that has more of them than anybody needs."""
+    if values is not None and len(values) > maximum:
+        refuse(field, f"{len(values)} entries are too many; at most {maximum} are allowed")
 
 
 def refuse_given(fields: Mapping[str, object], message: str) -> None:
@@ -104,7 +110,7 @@ def checked_priority(value: int | None) -> int:
 def _inside(error: FieldError, where: str) -> FieldError:
     """The error with its place put behind the place of the part."""
     if error.param is None:
-        return FieldError(f"{where}: {error}", param=where)
+        return FieldError(f"{where}: {str(error).removeprefix('the body: ')}", param=where)
     place = f"{where}.{error.param}"
     return FieldError(str(error).replace(error.param, place, 1), param=place)
 

@@ -15,6 +15,7 @@ from subsecond.models.prompt import Message
 from subsecond.models.tool_calls import Tool
 from subsecond.serve import ollama_types as wire
 from subsecond.serve.fields import (
+    check_count,
     checked_deadline_ms,
     checked_priority,
     refuse,
@@ -45,6 +46,7 @@ DEFAULT_TEMPERATURE = 0.8
 DEFAULT_TOP_K = 40
 DEFAULT_TOP_P = 0.9
 MAX_TOOLS = 512
+MAX_MESSAGES = 10_000
 _EFFORTS = ("low", "medium", "high")
 _ROLES = ("system", "user", "assistant", "tool")
 _SETTINGS = {
@@ -69,8 +71,8 @@ def chat_order(body: wire.ChatRequest) -> Order | None:
     Raises:
         FieldError: a field that is not honoured here, or a value that is not allowed.
     """
-    if len(body.tools or ()) > MAX_TOOLS:
-        refuse("tools", f"{len(body.tools or ())} tools are too many; at most {MAX_TOOLS} are allowed")
+    check_count("tools", body.tools, MAX_TOOLS)
+    check_count("messages", body.messages, MAX_MESSAGES)
     tools = tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(body.tools or ()))
     return _order(body, _messages(body.messages or ()), None, tools)
 

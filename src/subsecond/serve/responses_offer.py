@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from subsecond.models.tool_calls import Tool, ToolChoice
-from subsecond.serve.fields import decode_part, kind_of_part, refuse
+from subsecond.serve.fields import check_count, decode_part, kind_of_part, refuse
 from subsecond.serve.responses_types import FunctionTool, NamespaceTool, ToolChoiceBody
 
 HOSTED_LEFT_OUT = ("image_generation", "tool_search", "web_search", "web_search_preview")
@@ -39,8 +39,7 @@ def offered_tools(tools: Sequence[msgspec.Raw] | None, choice: str | ToolChoiceB
     Raises:
         FieldError: a kind of tool that cannot be offered, or a choice of what there is not.
     """
-    if len(tools or ()) > MAX_TOOLS:
-        refuse("tools", f"{len(tools or ())} tools are too many; at most {MAX_TOOLS} are allowed")
+    check_count("tools", tools, MAX_TOOLS)
     functions: list[Tool] = []
     places: dict[str, tuple[str, str]] = {}
     left_out: list[str] = []
@@ -78,8 +77,7 @@ def _function(body: FunctionTool, where: str) -> Tool:
 
 def _members(body: NamespaceTool, where: str) -> list[tuple[Tool, tuple[str, str]]]:
     """The functions of a namespace under the names of both, and where each belongs."""
-    if len(body.tools) > MAX_TOOLS:
-        refuse(f"{where}.tools", f"{len(body.tools)} tools are too many; at most {MAX_TOOLS} are allowed")
+    check_count(f"{where}.tools", body.tools, MAX_TOOLS)
     members: list[tuple[Tool, tuple[str, str]]] = []
     for number, raw in enumerate(body.tools):
         place = f"{where}.tools[{number}]"
@@ -111,6 +109,7 @@ def _chosen(offered: OfferedTools, choice: str | ToolChoiceBody | None) -> Offer
 
 def _allowed(offered: OfferedTools, choice: ToolChoiceBody) -> OfferedTools:
     names = set()
+    check_count("tool_choice.tools", choice.tools, MAX_TOOLS)
     for each in choice.tools or ():
         name, namespace = each.get("name"), each.get("namespace")
         if not isinstance(name, str) or not isinstance(namespace, str | None):

@@ -11,6 +11,7 @@ import msgspec
 from subsecond.engine.grammar.output_format import OutputFormat
 from subsecond.models.prompt import Message
 from subsecond.serve.fields import (
+    check_count,
     checked_deadline_ms,
     checked_priority,
     decode_part,
@@ -50,6 +51,10 @@ HARMLESS = (
 
 DEFAULT_TEMPERATURE = 1.0
 LOGPROBS = "message.output_text.logprobs"
+MAX_ITEMS = 10_000
+MAX_PARTS = 10_000
+MAX_METADATA = 16
+MAX_LABEL_CHARS = 512
 _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")  # reasoning stands in the clear, so nothing need be encrypted
 _SETTINGS = {"max_output_tokens": "max_tokens", "top_logprobs": "num_logprobs"}
 
@@ -120,9 +125,22 @@ def _refuse_what_there_is_not(request: ResponsesRequest) -> None:
         refuse("text.verbosity", "models here know no verbosity; say in the instructions how long the answer shall be")
     if request.stream_options and request.stream_options.include_obfuscation:
         refuse("stream_options.include_obfuscation", "events are not padded here; give false")
+    _check_labels(request)
+    check_count("include", request.include, len(_INCLUDABLE))
     for number, name in enumerate(request.include or ()):
         if name not in _INCLUDABLE:
             refuse(f"include[{number}]", f"{name[:80]!r} does not exist here; allowed are {', '.join(_INCLUDABLE)}")
+
+
+def _check_labels(request: ResponsesRequest) -> None:
+    """Refuse what is only repeated by the response and is too long to be kept and sent for nothing."""
+    check_count("metadata", request.metadata, MAX_METADATA)
+    for name, value in (request.metadata or {}).items():
+        if len(name) + len(value) > MAX_LABEL_CHARS + 64:
+            refuse("metadata", f"{name[:50]!r} is too long; names have at most 64 characters, values {MAX_LABEL_CHARS}")
+    for name in ("user", "safety_identifier", "prompt_cache_key"):
+        if len(getattr(request, name) or "") > MAX_LABEL_CHARS:
+            refuse(name, f"is longer than {MAX_LABEL_CHARS} characters; give a shorter one")
 
 
 def _wish(request: ResponsesRequest) -> ThinkingWish | None:
@@ -164,6 +182,7 @@ def _instructed(instructions: str | None, history: Sequence[Message]) -> tuple[M
 def _messages(given: str | Sequence[msgspec.Raw] | None) -> list[Message]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}] if given else []
+    check_count("input", given, MAX_ITEMS)
     turns = _Turns()
     for number, raw in enumerate(given or ()):
         turns.add(raw, f"input[{number}]")
@@ -255,6 +274,7 @@ def _text(content: str | Sequence[ContentPart], where: str) -> str:
     """The text of a content; its parts stand on lines of their own."""
     if isinstance(content, str):
         return content
+    check_count(where, content, MAX_PARTS)
     texts = []
     for number, part in enumerate(content):
         if isinstance(part, InputText | OutputText):

@@ -303,6 +303,10 @@ def test_going_away_ends_the_work(client: httpx.Client, scripted: ScriptedModel)
         ("top_k", {"top_k": -1}),
         ("stop_sequences", {"stop_sequences": [""]}),
         ("max_tokens", {"max_tokens": -1}),
+        ("messages", {"messages": [{"role": "user", "content": "a"}] * 10_001}),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 20_001}]}),
+        ("tools", {"tools": [WEATHER] * 513}),
+        ("tools[0]", {"tools": [5]}),
         ("context_management.other", {"context_management": {"other": 1}}),
     ],
 )

@@ -266,6 +266,8 @@ def test_going_away_ends_the_work(client: httpx.Client, scripted: ScriptedModel)
         ("messages[0].role", chat(messages=[{"role": "developer", "content": "a"}])),
         ("messages[0].tool_calls", chat(messages=[{"role": "user", "tool_calls": [{"function": {"name": "a"}}]}])),
         ("messages[0].tool_name", chat(messages=[{"role": "user", "content": "a", "tool_name": "b"}])),
+        ("messages", chat(messages=[{"role": "user", "content": "a"}] * 10_001)),
+        ("tools", chat(tools=[WEATHER] * 513)),
         ("format", chat(format="xml")),
         ("think", chat(think="a little")),
         ("top_logprobs", chat(top_logprobs=2)),

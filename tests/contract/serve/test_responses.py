@@ -317,6 +317,13 @@ def test_going_away_ends_the_work(client: httpx.Client, scripted: ScriptedModel)
         ("top_logprobs", 21),
         ("stop", [""]),
         ("deadline_ms", 0),
+        ("input", [5]),
+        ("input", [{"role": "user", "content": "a"}] * 10_001),
+        ("tools", [WEATHER] * 513),
+        ("metadata", {str(number): "a" for number in range(17)}),
+        ("metadata", {"a": "b" * 600}),
+        pytest.param("user", "a" * 600, id="user-long"),
+        ("include", ["message.output_text.logprobs"] * 3),
     ],
 )
 def test_what_is_not_done_here_is_refused_by_name(client: httpx.Client, field: str, value: Any) -> None:
