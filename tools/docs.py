@@ -9,15 +9,22 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from subsecond.serve.routing import ApiRoute
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "subsecond"
 NATIVE = ROOT / "native"
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/repo_map.md", "docs/cli.md", "docs/models.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "docs/repo_map.md", "docs/cli.md", "docs/models.md", "docs/serving.md")
 BLOCK = re.compile(r"(?P<open><!-- generated:(?P<name>\w+) -->\n)(?P<body>.*?)(?P<close><!-- end -->)", re.DOTALL)
 OPENING_COMMENT = re.compile(r"(?:#pragma once\s*)?((?://[^\n]*\n)+)")
 NOTE = "<!-- written by tools/docs.py; `make format` renews it -->\n"
@@ -181,12 +188,63 @@ def tensor_types() -> str:
     return "\n".join(lines) + "\n"
 
 
+def api_routes() -> list[ApiRoute]:
+    """Return the routes of the server."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from subsecond.serve.app import make_app
+    from subsecond.serve.registry import ModelRegistry, ModelSpec
+    from subsecond.serve.settings import ServeSettings
+
+    no_loader: Any = None
+    app = make_app(ModelRegistry([ModelSpec("example", "example")], no_loader), ServeSettings())
+    return sorted(app.table.routes, key=lambda route: route.path)
+
+
+def routes() -> str:
+    """Render one row for every route of the server."""
+    lines = ["| request | what it does |", "| --- | --- |"]
+    lines += [f"| `{route.method} {route.path}` | {route.summary} |" for route in api_routes()]
+    return "\n".join(lines) + "\n"
+
+
+def harmless_fields() -> dict[str, tuple[str, ...]]:
+    """Return the fields that change no answer, by the beginning of the paths where they do not."""
+    from subsecond.serve import anthropic_order, ollama_order, responses_order
+
+    return {
+        "/v1/messages": anthropic_order.HARMLESS,
+        "/v1/responses": responses_order.HARMLESS,
+        "/api/": tuple(f"options.{name}" for name in ollama_order.HARMLESS_OPTIONS),
+    }
+
+
+def bodies() -> str:
+    """Render what the server says of every kind of request body, and its fields."""
+    sections = []
+    for route in api_routes():
+        if route.request_type is None:
+            continue
+        about = inspect.getdoc(route.request_type) or ""
+        parts = [" ".join(part.split()) for part in re.split(r"\n\n|\n(?=\S+(?: \S+)?  +)", about)]
+        parts = [re.sub(r"^(harmless|refused) ", lambda word: f"{word[1].capitalize()}: ", part) for part in parts]
+        fields = {field.encode_name for field in msgspec.structs.fields(route.request_type)}
+        for start, names in harmless_fields().items():
+            given = [name for name in names if name.partition(".")[0] in fields]
+            if route.path.startswith(start) and given:
+                parts.append(f"Harmless: {', '.join(given)}")
+        listed = ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(route.request_type))
+        sections.append("\n\n".join([f"### `{route.path}`", *parts, f"Fields: {listed}."]) + "\n")
+    return "\n".join(sections)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "repo_map": repo_map,
     "packages": packages,
     "cli": cli,
     "families": families,
     "tensor_types": tensor_types,
+    "routes": routes,
+    "bodies": bodies,
 }
 
 
