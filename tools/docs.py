@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 if TYPE_CHECKING:
     from subsecond.serve.routing import ApiRoute
 
@@ -227,12 +225,12 @@ def bodies() -> str:
         about = inspect.getdoc(route.request_type) or ""
         parts = [" ".join(part.split()) for part in re.split(r"\n\n|\n(?=\S+(?: \S+)?  +)", about)]
         parts = [re.sub(r"^(harmless|refused) ", lambda word: f"{word[1].capitalize()}: ", part) for part in parts]
-        fields = {field.encode_name for field in msgspec.structs.fields(route.request_type)}
+        fields: tuple[str, ...] = vars(route.request_type)["__struct_encode_fields__"]
         for start, names in harmless_fields().items():
             given = [name for name in names if name.partition(".")[0] in fields]
             if route.path.startswith(start) and given:
                 parts.append(f"Harmless: {', '.join(given)}")
-        listed = ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(route.request_type))
+        listed = ", ".join(f"`{name}`" for name in fields)
         sections.append("\n\n".join([f"### `{route.path}`", *parts, f"Fields: {listed}."]) + "\n")
     return "\n".join(sections)
 
