@@ -7,7 +7,6 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -96,16 +95,18 @@ class ServerApp:
         route, scope["path_params"] = self.table.find(method, path)
         scope["subsecond.route"] = route.path
         request = Request(scope, receive, send)
-        is_work = route.method == "POST"
-        if is_work and self.context.lifecycle.phase == "draining":
+        if route.method == "POST" and self.context.lifecycle.phase == "draining":
             raise UnavailableError(
                 "the server is stopping and takes no new requests; ask again at another one, or later",
                 code="draining",
                 retry_after_s=self.context.settings.drain_timeout_s,
             )
-        with self.context.limits.admit() if is_work else nullcontext():
+        holding = scope["subsecond.holding"] = self.context.limits.holding()
+        try:
             response: Response = await route.handler(request)
             await response(scope, receive, send)
+        finally:
+            holding.close()
 
     def _note(self, scope: Scope, status: int, total_s: float) -> None:
         """Count a response, and log it where that is asked for: by the route, since a path may be anything."""

@@ -18,18 +18,23 @@ from subsecond.serve.errors import (
     ContentTypeError,
     FieldError,
 )
+from subsecond.serve.limits import Holding
 
 T = TypeVar("T")
+LARGE_BODY_BYTES = 2**18
+MAX_CONTAINERS = 50_000
+# possessive, and content with a string that does not end: linear whatever the text is
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
 
 
-async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: Request, holding: Holding, *, max_bytes: int, timeout_s: float) -> bytes:
     """Return the whole body of a request; one that is too large is refused before it is read, or as soon as it is.
 
     Raises:
-        BodyTooLargeError, BodyTimeoutError: the bounds; ContentTypeError: it is compressed.
+        BodyTooLargeError, BodyTimeoutError, OverloadedError: the bounds; ContentTypeError: it is compressed.
         ClientGoneError: the client went away.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -46,6 +51,7 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
                 num_bytes += len(chunk)
                 if num_bytes > max_bytes:
                     raise _too_large(max_bytes)
+                holding.add_bytes(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise BodyTimeoutError(f"the body did not arrive within {timeout_s:g} s; send it faster") from None
@@ -75,6 +81,7 @@ def decode(body: bytes, kind: type[T]) -> T:
         FieldError: what is wrong, and where.
     """
     try:
+        _check_containers(body)
         value: T = _decoder(kind).decode(body)
         _check_names(body)
     except msgspec.ValidationError as error:
@@ -89,6 +96,24 @@ def decode(body: bytes, kind: type[T]) -> T:
         text = "the body is empty; send a JSON object" if not body.strip() else f"the body is no valid JSON: {error}"
         raise FieldError(text) from None
     return value
+
+
+async def decode_beside(body: bytes, kind: type[T]) -> T:
+    """As `decode`, a large body in a thread, since its objects take long to make."""
+    return decode(body, kind) if len(body) <= LARGE_BODY_BYTES else await asyncio.to_thread(decode, body, kind)
+
+
+def _check_containers(body: bytes) -> None:
+    """FieldError if there are so many lists and objects that they take far more time and memory than the body."""
+    if len(body) <= MAX_CONTAINERS or _num_containers(body) <= MAX_CONTAINERS:
+        return
+    num_containers = _num_containers(_STRING.sub(b"", body))
+    if num_containers > MAX_CONTAINERS:
+        raise FieldError(f"the body has {num_containers} lists and objects; at most {MAX_CONTAINERS} are read")
+
+
+def _num_containers(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def _too_large(max_bytes: int) -> BodyTooLargeError:

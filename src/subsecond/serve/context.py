@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from subsecond.serve.body import check_content_type, decode, read_body
+from subsecond.serve.body import check_content_type, decode_beside, read_body
 from subsecond.serve.errors import style_of
 from subsecond.serve.lifecycle import Lifecycle
 from subsecond.serve.limits import Limits
@@ -56,10 +56,12 @@ class ServerContext:
         Raises:
             FieldError: the body is no such object; it names the field.
             BodyTooLargeError, BodyTimeoutError, ContentTypeError, ClientGoneError: it cannot be read.
+            OverloadedError: there are as many requests, or bytes of bodies, as there may be.
         """
         # people send Ollama's requests with curl -d, which says another type; pages cannot, as the gate sees to
         if style_of(request.scope["path"]) != "ollama":
             check_content_type(request)
-        settings = self.settings
-        body = await read_body(request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-        return decode(body, kind)
+        settings, holding = self.settings, request.scope["subsecond.holding"]
+        body = await read_body(request, holding, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+        holding.take_place()
+        return await decode_beside(body, kind)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from subsecond.backends.batch import Float32
+from subsecond.models.prompt_encoder import MAX_CHARS_PER_TOKEN
 from subsecond.serve.answers import artifact_name, kernels_name
 from subsecond.serve.client import while_connected
 from subsecond.serve.context import ServerContext
@@ -118,6 +119,12 @@ def token_sequences(
         place = f"{name}[{index}]"
         if not len(text):
             raise FieldError(f"{place} is empty; leave it out", param=place)
+        if len(text) > config.context_length * MAX_CHARS_PER_TOKEN:
+            raise FieldError(
+                f"{place} is {len(text)} long, far more than fits into the {config.context_length} tokens that this "
+                "model takes. Split it",
+                param=place,
+            )
         if isinstance(text, str):
             token_ids = tokenizer.encode_text(text)
         else:

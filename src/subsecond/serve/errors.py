@@ -59,6 +59,10 @@ class BodyTooLargeError(InputError):
     """The body is larger than allowed."""
 
 
+class BodiesOverloadedError(OverloadedError):
+    """The bodies of other requests leave no memory for this one, which is not read further."""
+
+
 class BodyTimeoutError(SubsecondError):
     """The body did not arrive in time."""
 
@@ -142,11 +146,8 @@ def error_body(error: SubsecondError, style: ApiStyle = "openai") -> dict[str, o
 
 def error_response(error: SubsecondError, style: ApiStyle = "openai") -> Response:
     """Return the whole answer that tells an error."""
-    status = kind_of(error).status
-    headers = _headers(error)
-    if status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not worth reading
-    return Response(msgspec.json.encode(error_body(error, style)), status, headers, media_type="application/json")
+    content = msgspec.json.encode(error_body(error, style))
+    return Response(content, kind_of(error).status, _headers(error), media_type="application/json")
 
 
 def public_error(error: BaseException, request_id: str) -> SubsecondError:
@@ -169,6 +170,8 @@ def _headers(error: SubsecondError) -> dict[str, str]:
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(retry_after_s * 1e3)))
+    if isinstance(error, BodyTooLargeError | BodyTimeoutError | BodiesOverloadedError):
+        headers["connection"] = "close"  # the rest of the body is not worth reading
     if isinstance(error, MethodError):
         headers["allow"] = ", ".join(error.allowed)
     if isinstance(error, KeyRefusedError):

@@ -26,6 +26,9 @@ class ServeSettings:
     )
     access_log: bool = setting(False, "log a line for each request: tenant, path, status and time, never its text")
     max_body_bytes: int = setting(8 * MB, "largest request body", minimum=1024, maximum=1000 * MB)
+    max_total_body_bytes: int = setting(
+        64 * MB, "most bytes of all request bodies in memory, the first 64 KiB of each aside", minimum=0, maximum=10**12
+    )
     body_timeout_s: float = setting(
         30.0, "seconds within which a request's head, and then its body, has to arrive", minimum=0.1, maximum=3600
     )

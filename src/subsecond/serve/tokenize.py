@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from subsecond.models.prompt_encoder import MAX_CHARS_PER_TOKEN
 from subsecond.models.tokenizer import Tokenizer
 from subsecond.serve.context import ServerContext
 from subsecond.serve.errors import FieldError
@@ -149,7 +150,13 @@ async def _message_ids(served: Served, name: str, body: TokenizeBody) -> list[in
 
 def _prompt_ids(served: Served, body: TokenizeBody) -> list[int]:
     assert body.prompt is not None
-    tokenizer = served.part.checkpoint.tokenizer
+    checkpoint = served.part.checkpoint
+    tokenizer, limit = checkpoint.tokenizer, checkpoint.config.context_length
+    if len(body.prompt) > limit * MAX_CHARS_PER_TOKEN:
+        raise FieldError(
+            f"prompt has {len(body.prompt)} characters, far more than fit into the context length of {limit} tokens",
+            param="prompt",
+        )
     is_whole = body.add_special_tokens is not False
     if served.loaded.model is None:
         return tokenizer.encode_text(body.prompt) if is_whole else tokenizer.encode(body.prompt)

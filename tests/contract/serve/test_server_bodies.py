@@ -87,7 +87,7 @@ def test_bodies_that_are_not_sound_are_refused_with_the_place(
     assert len(error["message"]) < 1000
 
 
-@pytest.mark.parametrize("depth", [100, 500, 2000, 100_000])
+@pytest.mark.parametrize("depth", [100, 500, 2000, 40_000])
 def test_deep_nesting_is_refused_where_anything_may_stand(client: httpx.Client, depth: int) -> None:
     """In a field that takes any object a body of a few levels is fine, and one of many is no fault of the server's."""
     nested = b'{"a":' * depth + b"1" + b"}" * depth
@@ -98,6 +98,48 @@ def test_deep_nesting_is_refused_where_anything_may_stand(client: httpx.Client, 
     assert response.status_code == 400
     if depth >= 2000:
         assert response.json()["error"]["message"] == "the body is nested too deeply; make it flatter"
+
+
+@pytest.mark.parametrize("filler", [b"[]", b"{}", b'{"a":[]}', b"[[]]"])
+def test_a_multitude_of_lists_and_objects_is_refused(client: httpx.Client, filler: bytes) -> None:
+    content = b'{"model":"scripted","messages":[],"metadata":{"a":[' + b",".join([filler] * 60_000) + b"]}}"
+    response = client.post("/v1/chat/completions", content=content, headers=JSON)
+    assert response.status_code == 400
+    assert "lists and objects; at most 50000 are read" in response.json()["error"]["message"]
+
+
+def test_brackets_in_texts_are_no_lists(client: httpx.Client) -> None:
+    text = '[{"a\\": "[{' * 10_000
+    response = client.post("/detokenize", json={"model": "scripted", "tokens": [0], "more": text})
+    assert response.json()["error"]["param"] == "more"
+
+
+def test_large_bodies_share_a_bound_and_small_ones_go_on() -> None:
+    with LiveServer(max_body_bytes=500_000, max_total_body_bytes=600_000, keep_alive_s=1) as live:
+        limits = live.app.context.limits
+        head = head_of(PATH, "content-length: 450000")
+        with live.connect() as first, live.client() as client:
+            first.sendall(head + b" " * 440_000)
+            while limits.num_body_bytes < 440_000 - 65_536:
+                pass
+            answer = live.exchange(head, b" " * 440_000)
+            assert (
+                answer.startswith(b"HTTP/1.1 429 ") and b"connection: close" in answer and b"retry-after: 1" in answer
+            )
+            assert client.post(PATH, json=BODY).status_code == 200
+            large = {**BODY, "user": "x" * 150_000}
+            assert client.post(PATH, json=large).status_code == 200
+        while limits.num_body_bytes or limits.num_requests:
+            pass
+
+
+def test_slow_senders_take_no_place_from_others() -> None:
+    with LiveServer(max_requests=2, keep_alive_s=1) as live, live.client() as client, ExitStack() as slow:
+        for _ in range(10):
+            slow.enter_context(live.connect()).sendall(head_of(PATH, "content-length: 100") + b"{")
+        while live.app.context.lifecycle.num_running < 10:
+            pass
+        assert client.post(PATH, json=BODY).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_many_vectors_come_in_their_order(client: httpx.Client, embedder: Script
         ({"input": [1, 10**9]}, "input[0] has ids that are not from 0 to ", "input[0]"),
         ({"input": [1, 10**30]}, "input[0] has ids that are not from 0 to ", "input[0]"),
         ({"input": ["a", "b" * 65]}, "input[1] has 65 tokens; this model takes at most 64. Split it", "input[1]"),
+        ({"input": "b" * 2049}, "input[0] is 2049 long, far more than fits into the 64 tokens", "input[0]"),
         ({"input": ["a"] * 2049}, "input has 2049 entries", "input"),
         ({"input": "a", "dimensions": 4}, "dimensions=4 is not allowed: this model's vectors have 8", "dimensions"),
         ({"input": "a", "dimensions": 0}, "dimensions=0 is not allowed", "dimensions"),

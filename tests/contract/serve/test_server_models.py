@@ -141,6 +141,11 @@ def test_special_tokens_can_be_left_out(server: LiveServer, client: httpx.Client
         ("/tokenize", {"model": "scripted", "prompt": "a", "truncate": 1}, "'truncate' is not a field"),
         (
             "/tokenize",
+            {"model": "scripted", "prompt": "a" * 140_000},
+            "prompt has 140000 characters, far more than fit",
+        ),
+        (
+            "/tokenize",
             {"model": "scripted", "messages": [{"role": "user", "content": "a"}], "add_special_tokens": True},
             "messages have theirs from the template",
         ),
