@@ -15,6 +15,9 @@ from subsecond.models.tool_syntax import ToolSyntax
 MAX_HELD_CHARS = 2**16
 """Characters in which a call has to give its name."""
 
+_FENCES = ("```json\n", "```\n")
+_FENCE_END = "```"
+
 # Halves of surrogate pairs are in no decoded text, so these stand for markers that decoding leaves out.
 _STAND_INS = tuple(map(chr, range(0xD800, 0xD810)))
 _ANY_STAND_IN = re.compile("[\ud800-\ud80f]")
@@ -44,6 +47,7 @@ class ToolCallSplitter:
         self._stand_ins = stand_ins
         self._syntax = _with_stand_ins(syntax, dict(self._markers.values()))
         self._phase = _Phase.TEXT
+        self._closing = self._syntax.closing
         self._buffer = ""
         self._candidate = ""
         self._head_length = 0
@@ -69,8 +73,9 @@ class ToolCallSplitter:
         split_text, deltas = self._split()
         held = self._candidate + self._buffer
         self._candidate = self._buffer = ""
+        # what is left of an answer that was cut short in the markers around calls
         is_behind = self._is_behind_call or self._phase is _Phase.BEHIND
-        if is_behind and self._syntax.closing.startswith(held.strip()):
+        if is_behind and any(marker.startswith(held.strip()) for marker in (self._closing, self._syntax.opening)):
             held = ""
         return split_text + _ANY_STAND_IN.sub("", held), deltas
 
@@ -86,19 +91,16 @@ class ToolCallSplitter:
         """Look for the next call; False when more text has to come first."""
         buffer, opening = self._buffer, self._syntax.opening
         if self._is_bare_possible:
-            solid = buffer.lstrip()
-            if self._is_behind_call and self._syntax.between.strip():
-                solid = solid.removeprefix(self._syntax.between.strip()).lstrip()
-            if not solid:
+            head_length = self._bare_head_length()
+            if head_length is None:
                 return False
-            if solid.startswith("{"):
-                self._begin(len(buffer) - len(solid))
+            if head_length >= 0:
+                self._begin(head_length)
                 return True
-            if not opening.startswith(solid):
-                self._is_bare_possible = False
         place = buffer.find(opening)
         if place >= 0:
             start = len(buffer[:place].rstrip())
+            self._closing = self._syntax.closing
             self._pass(start)
             self._begin(place - start + len(opening))
             return True
@@ -107,6 +109,26 @@ class ToolCallSplitter:
         )
         self._pass(len(buffer[: len(buffer) - num_held].rstrip()))
         return False
+
+    def _bare_head_length(self) -> int | None:
+        """Characters of the buffer that lead to a call without its opening; None if more text has to tell, -1 if none.
+
+        Such a call may stand in a block of code, as models write JSON.
+        """
+        buffer, opening = self._buffer, self._syntax.opening
+        solid = buffer.lstrip()
+        if self._is_behind_call and self._syntax.between.strip():
+            solid = solid.removeprefix(self._syntax.between.strip()).lstrip()
+        fence = next((fence for fence in _FENCES if solid.startswith(fence)), "")
+        inside = solid.removeprefix(fence).lstrip()
+        if inside.startswith("{"):
+            self._closing = _FENCE_END if fence else self._syntax.closing
+            return len(buffer) - len(inside)
+        if not inside or any(fence.startswith(solid) for fence in _FENCES):
+            return None
+        if not opening.startswith(solid):
+            self._is_bare_possible = False
+        return -1
 
     def _pass(self, length: int) -> None:
         """Let so much of the buffer go as text."""
@@ -191,7 +213,7 @@ class ToolCallSplitter:
         if self._is_in_list and solid[0] == "]":
             self._buffer, self._is_in_list = solid[1:], False
             return True
-        closing = self._syntax.closing
+        closing = self._closing
         if closing and closing.startswith(solid) and closing != solid:
             return False
         if closing and solid.startswith(closing):

@@ -107,7 +107,7 @@ def _is_valid_text(value: str, schema: Mapping[str, Any]) -> bool:
 
 def _is_valid_number(value: float, schema: Mapping[str, Any]) -> bool:
     multiple = schema.get("multipleOf")
-    return (
+    return bool(
         schema.get("minimum", value) <= value <= schema.get("maximum", value)
         and ("exclusiveMinimum" not in schema or schema["exclusiveMinimum"] < value)
         and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
@@ -132,4 +132,4 @@ def _is_valid_object(value: dict[str, Any], schema: Mapping[str, Any], root: Any
         found += [inner for pattern, inner in patterns.items() if re.search(pattern, name)]
         if not all(is_valid(item, each, root) for each in found or [schema.get("additionalProperties", True)]):
             return False
-    return schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value))
+    return bool(schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)))

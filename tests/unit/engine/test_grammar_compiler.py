@@ -163,6 +163,13 @@ def test_a_token_that_is_not_allowed_is_an_error() -> None:
         constraint.fill_mask(np.zeros(20, np.uint32))
 
 
+def test_an_answer_whose_masks_take_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = iter(range(100))
+    monkeypatch.setattr("subsecond.engine.grammar.held_answer.time.thread_time", lambda: next(clock_s))
+    with pytest.raises(InputError, match=r"takes too long to follow: 1\.0 s so far"):
+        compiled("regex", "ab")().fill_mask(np.zeros(20, np.uint32))
+
+
 def test_answers_do_not_disturb_each_other() -> None:
     make = compiled("json_schema", json.dumps(PERSON))
     alone = [random_answer(make(), TOKENIZER, seed) for seed in range(6)]

@@ -101,6 +101,13 @@ ANSWERS: dict[str, tuple[ToolSyntax, str, str, tuple[ToolCall, ...]]] = {
         "x}}</tool_call>",
         (ToolCall("f", '{"a": '),),
     ),
+    "opening cut short": (TAGGED, f"<tool_call>{CALL}</tool_call>\n<tool_ca", "", (WEATHER,)),
+    "nothing in the last": (TAGGED, f"<tool_call>{CALL}</tool_call>\n<tool_call>", "", (WEATHER,)),
+    "in a block of code": (TAGGED, f"```json\n{CALL}\n```\nok", "\nok", (WEATHER,)),
+    "in a block, cut short": (BARE, f" ```\n{CALL}\n``", "", (WEATHER,)),
+    "two blocks": (TAGGED, f'```\n{CALL}\n```\n```json\n{{"name": "now"}}```', "", (WEATHER, NOW)),
+    "another block": (TAGGED, '```json\n{"name": 1}\n```', '```json\n{"name": 1}\n```', ()),
+    "code": (TAGGED, f"```jsonc\n{CALL}", f"```jsonc\n{CALL}", ()),
     "JSON that is no call": (TAGGED, '{"name": "Bob", "arguments": {}}', '{"name": "Bob", "arguments": {}}', ()),
     "JSON behind text": (TAGGED, f"So: {CALL}", f"So: {CALL}", ()),
     "bare": (BARE, '{"name": "f", "parameters": {"a": 1}}', "", (ToolCall("f", '{"a": 1}'),)),
@@ -144,7 +151,7 @@ def test_calls_and_text(case: str) -> None:
     assert split(syntax, answer)[:2] == (text, calls), "one character a token"
 
 
-@pytest.mark.parametrize("case", sorted(set(ANSWERS) - {"closing cut short"}))
+@pytest.mark.parametrize("case", sorted(set(ANSWERS) - {"closing cut short", "opening cut short"}))
 def test_markers_that_decoding_leaves_out(case: str) -> None:
     syntax, answer, text, calls = ANSWERS[case]
     vocabulary = Vocabulary(*syntax.markers)
@@ -234,7 +241,7 @@ PIECES = st.sampled_from(
             "1",
         ),
         *('{"name": "f", ', '"arguments": ', '{"a": "b"}', "}", '"name"', '"f"', "text", "ü😀", "<|python_tag|>"),
-        *("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "f", "now", "null", CALL),
+        *("```", "json", "```json\n", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "f", "now", "null", CALL),
     ]
 )
 

@@ -13,7 +13,7 @@ from subsecond.models.reasoning import MarkerTokenizer
 from subsecond.models.tool_calls import Tool, ToolChoice
 from subsecond.models.tool_syntax import ToolSyntax
 
-MAX_CALLS = 32
+MAX_CALLS = 16
 """Calls in one answer; without a bound small models go on calling."""
 
 _OPENING_KEYS = frozenset(

@@ -34,7 +34,7 @@ def parser_limits() -> LLParserLimits:
         max_items_in_row=10_000,
         initial_lexer_fuel=500_000,
         step_lexer_fuel=100_000,
-        step_max_items=50_000,
+        step_max_items=25_000,
         max_lexer_states=20_000,
         max_grammar_size=250_000,
         precompute_large_lexemes=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from subsecond.backends.batch import UInt32
 
 
+MAX_MASK_S = 0.5
+MAX_MASK_S_PER_TOKEN = 0.002
+"""Processor time that the masks of one answer may take, at all and for each token; real formats take a tenth of it."""
+
+
 class HeldAnswer:
     """Holds one answer to a compiled grammar. Masks are made without the interpreter's lock."""
 
@@ -22,11 +28,13 @@ class HeldAnswer:
         self._vocabulary = vocabulary
         self._num_words = (vocabulary.num_tokens + 31) // 32
         self._is_over = False
+        self._used_s = 0.0
+        self._room_s = MAX_MASK_S
 
     def fill_mask(self, mask: UInt32) -> None:
         """Write the tokens that may come next into `mask`; once the grammar is complete, those that end an answer.
 
-        Raises InputError when going on takes more than the limits of a step.
+        Raises InputError when going on takes more than the limits of a step, or the answer has taken too long already.
         """
         if self._is_over or self._matcher.is_stopped():
             self._check()
@@ -36,7 +44,10 @@ class HeldAnswer:
             return
         mask[self._num_words :] = 0
         own = mask[: self._num_words]
+        start_s = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(own.ctypes.data, own.nbytes)
+        self._used_s += time.thread_time() - start_s
+        self._room_s += MAX_MASK_S_PER_TOKEN
         self._check()
 
     def advance(self, token_id: int) -> None:
@@ -47,6 +58,10 @@ class HeldAnswer:
             self._check()
 
     def _check(self) -> None:
+        if self._used_s > self._room_s:
+            raise InputError(
+                f"the form that was asked for takes too long to follow: {self._used_s:.1f} s so far; make it simpler"
+            )
         if self._matcher.is_error():
             reason = reason_of(self._matcher.get_error())
             raise InputError(f"the answer cannot go on in the form that was asked for; make it simpler: {reason}")

@@ -35,7 +35,7 @@ class Vetter:
 
         Raises:
             InputError: it is damaged, no answer can satisfy it, or it takes too much time, memory or depth.
-            ResourceError: the process cannot be started.
+            ResourceError: the process cannot be started, or gives no answer.
         """
         with self._lock:
             answer = self._ask(json.dumps({"grammar": grammar, "is_gbnf": is_gbnf}))
@@ -66,16 +66,17 @@ class Vetter:
             process.stdin.flush()
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ)
-                is_ready = bool(selector.select(MAX_WAIT_S))
-            text = process.stdout.readline() if is_ready else ""
+                is_hanging = not selector.select(MAX_WAIT_S)
+            text = "" if is_hanging else process.stdout.readline()
         except OSError:
-            text = ""
+            is_hanging, text = False, ""
         if text.endswith("\n"):
             answer: dict[str, str] = json.loads(text)
             return answer
-        code = self._end()
-        limits = self._limits
-        if code in (-signal.SIGPROF, -signal.SIGKILL):
+        code, limits = self._end(), self._limits
+        if is_hanging:
+            raise ResourceError(f"the process that tries output formats gave no answer in {MAX_WAIT_S:g} s; try again")
+        if code == -signal.SIGPROF:
             raise InputError(f"it takes more than {limits.max_compile_s:g} s to compile; make it simpler")
         raise InputError(
             f"it nests too deeply, or needs more than {limits.max_compile_bytes >> 20} MiB to compile; make it simpler"
@@ -85,7 +86,15 @@ class Vetter:
         limits = self._limits
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(limits.max_compile_s), str(limits.max_compile_bytes)],
+                # -P: the folder that the server runs in is none to import from
+                [
+                    sys.executable or "python3",
+                    "-P",
+                    "-m",
+                    _MODULE,
+                    str(limits.max_compile_s),
+                    str(limits.max_compile_bytes),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
