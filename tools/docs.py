@@ -225,7 +225,8 @@ def bodies() -> str:
         about = inspect.getdoc(route.request_type) or ""
         parts = [" ".join(part.split()) for part in re.split(r"\n\n|\n(?=\S+(?: \S+)?  +)", about)]
         parts = [re.sub(r"^(harmless|refused) ", lambda word: f"{word[1].capitalize()}: ", part) for part in parts]
-        fields: tuple[str, ...] = vars(route.request_type)["__struct_encode_fields__"]
+        kind: Any = route.request_type
+        fields: tuple[str, ...] = kind.__struct_encode_fields__
         for start, names in harmless_fields().items():
             given = [name for name in names if name.partition(".")[0] in fields]
             if route.path.startswith(start) and given:
