@@ -40,7 +40,8 @@ DEFAULT_SERVERS = (OURS, "llama.cpp", "openvino")
 def load_scenario(model: Path, options: argparse.Namespace) -> dict[str, object]:
     """Every load on every server at every number of streams."""
     loads = [LOADS[name] for name in options.workloads]
-    outcome = compare(options.servers, model, loads, options.streams, threads=options.threads, rounds=options.rounds)
+    numbers = {"threads": options.threads, "rounds": options.rounds, "each": options.requests}
+    outcome = compare(options.servers, model, loads, options.streams, **numbers)
     print(text_of(outcome), file=sys.stderr, flush=True)
     return json_of(outcome)
 
@@ -73,7 +74,9 @@ SCENARIOS: dict[str, Callable[[Path, argparse.Namespace], dict[str, object]]] = 
 def main() -> None:
     """Measure and print."""
     options = parse_options()
-    settings = {name: getattr(options, name) for name in ("servers", "streams", "workloads", "scenario", "rounds")}
+    settings = {
+        name: getattr(options, name) for name in ("servers", "streams", "workloads", "scenario", "rounds", "requests")
+    }
     result: dict[str, Any] = origin_json(options.threads) | settings | {"models": {}}
     for name in options.models:
         print(f"\n{label_of(name)}, {options.threads} threads, medians of {options.rounds} rounds", file=sys.stderr)
@@ -98,6 +101,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--workloads", type=names_of, default=["short", "shared"], help=", ".join(LOADS))
     parser.add_argument("--scenario", choices=list(SCENARIOS), default="load")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, help="of each stream in a sample; else 2, and 4 of a single stream")
     parser.add_argument("--threads", type=int, default=probe().num_usable_cores)
     parser.add_argument("--long-tokens", type=int, default=4096, help="of the long prompt")
     parser.add_argument("--quiet-s", type=float, default=QUIET_S, help="seconds without a long prompt before each")
@@ -110,8 +114,8 @@ def parse_options() -> argparse.Namespace:
     unknown = [name for name in options.workloads if name not in LOADS]
     if unknown:
         parser.error(f"--workloads {','.join(unknown)}: workloads are {', '.join(LOADS)}")
-    if options.rounds < 1 or min(options.streams) < 1:
-        parser.error("--rounds and --streams need at least 1")
+    if min(options.rounds, *options.streams, options.requests or 1, options.long_tokens) < 1:
+        parser.error("--rounds, --streams, --requests and --long-tokens need at least 1")
     return options
 
 

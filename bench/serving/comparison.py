@@ -70,9 +70,16 @@ def start_all(
 
 
 def compare(
-    names: Sequence[str], model: Path, loads: Sequence[Load], streams: Sequence[int], *, threads: int, rounds: int
+    names: Sequence[str],
+    model: Path,
+    loads: Sequence[Load],
+    streams: Sequence[int],
+    *,
+    threads: int,
+    rounds: int,
+    each: int | None = None,
 ) -> Outcome:
-    """Measure every load at every number of streams on every server, round by round."""
+    """Measure every load at every number of streams on every server, round by round; `each` stream's requests."""
     outcome = Outcome()
     capacity = Capacity(threads, max(streams), max(load.num_context_tokens for load in loads))
     with ExitStack() as stack:
@@ -82,19 +89,21 @@ def compare(
             by_server = outcome.samples.setdefault((load.name, num_streams), {})
             for name, server in servers.items():
                 samples = by_server.setdefault(name, [])
-                samplers[load.name, num_streams, name] = sampler(server, load, num_streams, samples)
+                samplers[load.name, num_streams, name] = sampler(server, load, num_streams, each, samples)
         _, failures = measure(samplers, rounds)
         outcome.failures |= {" ".join(map(str, key)): reason for key, reason in failures.items()}
         outcome.peak_rss_bytes = {name: server.peak_rss_bytes for name, server in servers.items()}
     return outcome
 
 
-def sampler(server: Server, load: Load, num_streams: int, samples: list[Sample]) -> Callable[[], float]:
+def sampler(
+    server: Server, load: Load, num_streams: int, each: int | None, samples: list[Sample]
+) -> Callable[[], float]:
     """Takes one sample a call and keeps it; tokens a second. All servers get the same prompts in a round."""
     turns = itertools.count()
 
     def sample() -> float:
-        prompts = prompts_of_streams(load, num_streams, f"round {next(turns)}")
+        prompts = prompts_of_streams(load, num_streams, f"round {next(turns)}", each)
         with running(server):
             samples.append(server.measure(prompts, load.num_new_tokens))
         return samples[-1].tokens_per_s

@@ -63,9 +63,9 @@ def num_requests(num_streams: int) -> int:
     return max(2, 4 // num_streams)
 
 
-def prompts_of_streams(load: Load, num_streams: int, seed: str) -> list[list[Prompt]]:
-    """For each stream the prompts that it sends one after the other."""
-    each = num_requests(num_streams)
+def prompts_of_streams(load: Load, num_streams: int, seed: str, each: int | None = None) -> list[list[Prompt]]:
+    """For each stream the prompts that it sends one after the other: `each` of them, or as many as `num_requests`."""
+    each = num_requests(num_streams) if each is None else each
     prompts = load.prompts(num_streams * each, f"{num_streams} {seed}")
     return [prompts[start : start + each] for start in range(0, len(prompts), each)]
 

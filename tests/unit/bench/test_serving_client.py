@@ -10,10 +10,13 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
 from bench.models import ROOT
+from bench.peers.http_front import Front, serve
 from bench.serving.client import LOCAL_HOST, Address, Answer, check, complete, run_streams
 from bench.serving.loads import completion_body
 from bench.serving.processes import MeasuredProcess, cpu_seconds, family_of, free_port, ticks_of
@@ -164,6 +167,68 @@ def test_one_failure_ends_all_streams() -> None:
 
     with pytest.raises(PeerError, match="oops"):
         asyncio.run(ask())
+
+
+class CountingPipeline:
+    """Takes two steps for a prompt, and then gives each request a token a step: the number of the request."""
+
+    def __init__(self) -> None:
+        self.handles: list[CountingHandle] = []
+
+    def add(self, prompt_ids: tuple[int, ...], num_new_tokens: int) -> CountingHandle:
+        self.handles.append(CountingHandle(len(prompt_ids), num_new_tokens))
+        return self.handles[-1]
+
+    def step(self) -> None:
+        for handle in self.handles:
+            handle.num_steps += 1
+
+
+class CountingHandle:
+    def __init__(self, num_prompt_tokens: int, num_new_tokens: int) -> None:
+        self.size = (num_prompt_tokens, num_new_tokens)
+        self.num_steps = self.num_read = 0
+        self.is_cancelled = False
+
+    def can_read(self) -> bool:
+        return min(self.num_steps - 2, self.size[1]) > self.num_read
+
+    def read(self) -> dict[int, SimpleNamespace]:
+        self.num_read += 1
+        return {0: SimpleNamespace(generated_ids=[7])}
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_a_stepped_pipeline_is_served() -> None:
+    pipeline, front = CountingPipeline(), Front(0, "m")
+    server = Thread(target=serve, args=(pipeline, front, 6))
+    server.start()
+    with urllib.request.urlopen(f"http://{LOCAL_HOST}:{front.port}/v1/models", timeout=60) as response:
+        assert json.load(response)["data"][0]["id"] == "m"
+    bodies = [[completion_body("m", (1,) * 2000, 3 + i)] * 2 for i in range(3)]
+    found = asyncio.run(run_streams(Address(front.port), bodies))
+    server.join(60)
+    for i, stream in enumerate(found):
+        for answer in stream:
+            check(answer, 2000, 3 + i)
+            assert len(answer.stamps_s) == 3 + i
+    assert sorted(handle.size for handle in pipeline.handles) == [(2000, 3 + i) for i in (0, 0, 1, 1, 2, 2)]
+    assert not any(handle.is_cancelled for handle in pipeline.handles)
+
+
+@pytest.mark.parametrize("change", [{"prompt": "text"}, {"ignore_eos": False}, {"stream": False}, {"prompt": None}])
+def test_a_stepped_pipeline_takes_nothing_else(change: dict[str, object]) -> None:
+    front = Front(0, "m")
+    server = Thread(target=serve, args=(CountingPipeline(), front, 1))
+    server.start()
+    body = completion_body("m", (1,), 1)
+    with pytest.raises(PeerError, match="status 400"):
+        asyncio.run(complete(Address(front.port), json.dumps(json.loads(body) | change).encode()))
+    asyncio.run(complete(Address(front.port), body))
+    server.join(60)
+    assert not server.is_alive()
 
 
 def test_processor_time_is_read_behind_any_name() -> None:
