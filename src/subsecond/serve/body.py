@@ -23,6 +23,7 @@ from subsecond.serve.limits import Holding
 T = TypeVar("T")
 LARGE_BODY_BYTES = 2**18
 MAX_CONTAINERS = 50_000
+MAX_TOLD_CHARS = 300
 # possessive, and content with a string that does not end: linear whatever the text is
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`$")
@@ -134,13 +135,13 @@ def _refuse_field(message: str) -> NoReturn:
     place = ""
     found = _PLACE.search(message)
     if found:
-        message, place = message[: found.start()], found["place"]
+        message, place = message[: found.start()], found["place"][:MAX_TOLD_CHARS]
     for pattern, text in ((_UNKNOWN, "is not a field that is known here; leave it out"), (_MISSING, "is missing")):
         named = pattern.match(message)
         if named:
             param = f"{place}.{named['name']}" if place else named["name"]
             raise FieldError(f"{param[:200]!r} {text}", param=param[:200]) from None
-    text = message[:1].lower() + message[1:]
+    text = message[:1].lower() + message[1:MAX_TOLD_CHARS]  # it repeats what was given
     raise FieldError(f"{place}: {text}" if place else f"the body: {text}", param=place or None) from None
 
 
