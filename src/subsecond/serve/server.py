@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import stat
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from subsecond.serve.settings import ServeSettings
 
 BACKLOG = 1024
 LAST_WORDS_S = 1  # after the drain, for connections to close by themselves
+_log = logging.getLogger(__name__)
 
 
 class HttpServer:
@@ -72,13 +74,14 @@ class HttpServer:
             await self._server.serve(sockets=[self.socket])
         finally:
             starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
+            await asyncio.wait({starting})
             self.socket.close()
             if self.app.context.settings.uds is not None:
                 Path(self.app.context.settings.uds).unlink(missing_ok=True)
             if not self.is_forced:
                 await self.app.context.registry.aclose()
+        if not starting.cancelled():
+            starting.result()
 
     def stop(self) -> None:
         """Begin to drain, or if that has begun end at once; from any thread, and from a signal handler."""
@@ -88,7 +91,10 @@ class HttpServer:
 
     def _stop(self) -> None:
         if self._drain is None:
-            self.app.context.lifecycle.begin_draining()
+            lifecycle = self.app.context.lifecycle
+            lifecycle.begin_draining()
+            if lifecycle.num_running:
+                _log.warning("stopping once %d requests are done; a second signal ends them", lifecycle.num_running)
             self._drain = asyncio.get_running_loop().create_task(self._drained())
         else:
             self.is_forced = True
@@ -108,12 +114,12 @@ class HttpServer:
             if first is not None:
                 async with context.lease(first):
                     pass
+            if context.lifecycle.phase == "starting":
+                context.lifecycle.begin_serving()
+                on_ready(self.address)
         except BaseException:
             self._server.should_exit = True
             raise
-        if context.lifecycle.phase == "starting":
-            context.lifecycle.begin_serving()
-            on_ready(self.address)
 
 
 class _SignalledServer(uvicorn.Server):

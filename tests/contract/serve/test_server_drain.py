@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.contract.serve.live_server import LiveServer, ScriptedLoader
 
@@ -112,3 +113,8 @@ def test_a_server_that_is_stopped_while_it_loads_is_never_ready() -> None:
     live.stop()
     assert live.error is None and not live.was_ready
     assert all(model.is_closed for model in loader.models.values())
+
+
+def test_a_server_runs_on_the_fast_event_loop_and_parser(server: LiveServer) -> None:
+    assert type(server.server._loop).__module__ == "uvloop"
+    assert issubclass(server.server._server.config.http_protocol_class, HttpToolsProtocol)

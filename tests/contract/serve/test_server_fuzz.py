@@ -167,4 +167,4 @@ def test_damaged_requests_are_answered_or_refused() -> None:
 @pytest.mark.acceptance
 def test_many_damaged_requests_are_answered_or_refused() -> None:
     with LiveServer() as live:
-        run(live, 50_000)
+        run(live, 20_000)
