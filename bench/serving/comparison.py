@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.rounds import measure
+from bench.rounds import last_line, measure
 from bench.serving.commands import Capacity
 from bench.serving.loads import Load, prompts_of_streams
 from bench.serving.samples import Sample
@@ -63,7 +63,7 @@ def start_all(
                 warm_up(server, loads, capacity.num_streams)
         except PeerError as error:
             outcome.failures[name] = str(error)
-            server.stop()
+            print(f"{name} is left out: {last_line(str(error))}", file=sys.stderr, flush=True)
         else:
             found[name] = server
     return found

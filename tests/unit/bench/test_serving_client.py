@@ -17,9 +17,11 @@ import pytest
 
 from bench.models import ROOT
 from bench.peers.http_front import Front, serve
+from bench.serving import long_prompt
 from bench.serving.client import LOCAL_HOST, Address, Answer, check, complete, run_streams
 from bench.serving.loads import completion_body
 from bench.serving.processes import MeasuredProcess, cpu_seconds, family_of, free_port, ticks_of
+from bench.serving.servers import HttpServer
 from bench.timing import PeerError
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -229,6 +231,24 @@ def test_a_stepped_pipeline_takes_nothing_else(change: dict[str, object]) -> Non
     asyncio.run(complete(Address(front.port), body))
     server.join(60)
     assert not server.is_alive()
+
+
+def test_streams_beside_a_long_prompt_are_watched_and_then_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_prompt, "STREAM_NEW_TOKENS", 10**9)
+    monkeypatch.setattr(long_prompt, "SETTLING_S", 0.0)
+    pipeline, front = CountingPipeline(), Front(0, "m")
+    server = HttpServer(lambda port: [str(port)], "/health")
+    server.address = Address(front.port)
+    thread = Thread(target=serve, args=(pipeline, front, 3 + 2 + 2))
+    thread.start()
+    found = asyncio.run(long_prompt.LongPrompts(server, 2, 4000, quiet_s=0.02).measure(3))
+    thread.join(60)
+    assert not thread.is_alive(), "three streams were left, two long prompts came alone and two beside them"
+    assert [handle.size for handle in pipeline.handles] == [(4000, 1)] * 2 + [(64, 10**9)] * 3 + [(4000, 1)] * 2
+    assert [handle.is_cancelled for handle in pipeline.handles] == [False] * 2 + [True] * 3 + [False] * 2
+    assert len(found.alone_ttft_ms) == len(found.beside_ttft_ms) == 2
+    assert len(found.disturbed_gaps_ms) >= 2 * 3
+    assert found.as_json()["num_streams"] == 3
 
 
 def test_processor_time_is_read_behind_any_name() -> None:
