@@ -90,6 +90,7 @@ class ServedInfo:
     prefill_ms          from then to the first token; decode_ms: from then to the last token of the last sample
     seed                with which the same order gives the same answer
     is_deadline_passed  whether a sample was ended by the deadline, which most wire formats call length
+    unenforced          places of a schema that the answer was not held to
     """
 
     artifact: str
@@ -102,6 +103,7 @@ class ServedInfo:
     cached_tokens: int
     seed: int
     is_deadline_passed: bool
+    unenforced: tuple[str, ...] = ()
 
 
 class AnswerMeter(Protocol):
@@ -165,6 +167,14 @@ class _Sample:
         return AnswerPart(self.number, text, reasoning, calls, token_ids, logprobs, self.end_reason, stop)
 
 
+class Prepared(NamedTuple):
+    """What an order comes to before it is submitted; `unenforced` are places of a schema that cannot be enforced."""
+
+    prompt_ids: tuple[int, ...]
+    constraint: ConstraintMaker | None = None
+    unenforced: tuple[str, ...] = ()
+
+
 class Answer:
     """All samples of one order, to be read once. To be closed, best by `async with`; closing cancels what is live."""
 
@@ -173,14 +183,15 @@ class Answer:
         order: Order,
         order_id: str,
         model: ServedModel,
-        prompt_ids: tuple[int, ...],
+        prepared: Prepared,
         samples: Sequence[_Sample],
         meter: AnswerMeter,
     ) -> None:
         """Read the streams of `samples`, which are submitted already."""
         self.order = order
         self.id = order_id
-        self.prompt_ids = prompt_ids
+        self.prompt_ids = prepared.prompt_ids
+        self._unenforced = prepared.unenforced
         self._model = model
         self._samples = tuple(samples)
         self._meter = meter
@@ -213,6 +224,7 @@ class Answer:
             cached_tokens=self.usage.cached_tokens,
             seed=first.seed,
             is_deadline_passed=any(sample.end_reason == "deadline" for sample in self._samples),
+            unenforced=self._unenforced,
         )
 
     @property
@@ -286,13 +298,6 @@ def kernels_name(model: ServedModel | ServedEmbedder) -> str:
     return str(getattr(model.backend, "isa", type(model.backend).__name__))
 
 
-class _Prepared(NamedTuple):
-    """What an order comes to before it is submitted."""
-
-    prompt_ids: tuple[int, ...]
-    constraint: ConstraintMaker | None
-
-
 class Answering:
     """Starts orders on one loaded model.
 
@@ -345,7 +350,7 @@ class Answering:
             for sample in samples:
                 sample.stream.cancel()
             raise
-        return Answer(order, order_id, self._model, prepared.prompt_ids, samples, self._meter)
+        return Answer(order, order_id, self._model, prepared, samples, self._meter)
 
     async def prompt_ids(self, order: Order) -> tuple[int, ...]:
         """Return the token ids of an order's prompt, tools included, as `start` would submit them."""
@@ -372,7 +377,7 @@ class Answering:
         )
         return _Sample(number, stream, self._meter)
 
-    def _prepare(self, order: Order) -> _Prepared:
+    def _prepare(self, order: Order) -> Prepared:
         prompt_ids = self._encode(order)
         output, prompts = order.output, self._model.prompts
         markers = prompts.markers if order.messages is not None else None
@@ -385,8 +390,9 @@ class Answering:
                 syntax, tokenizer, order.tools, choice, is_parallel=order.is_parallel, output=order.output
             )
         if output is None:
-            return _Prepared(prompt_ids, None)
-        return _Prepared(prompt_ids, self._grammars.compile(output, markers=markers, prompt_ids=prompt_ids))
+            return Prepared(prompt_ids)
+        compiled = self._grammars.compile(output, markers=markers, prompt_ids=prompt_ids)
+        return Prepared(prompt_ids, compiled, compiled.unenforced)
 
     def _encode(self, order: Order) -> tuple[int, ...]:
         prompts = self._model.prompts

@@ -22,6 +22,8 @@ def served_fields(info: ServedInfo, left_out: Sequence[str] = ()) -> dict[str, A
         "seed": info.seed,
         "is_deadline_passed": info.is_deadline_passed,
     }
+    if info.unenforced:
+        fields["unenforced"] = list(info.unenforced)
     return fields | {"left_out": list(left_out)} if left_out else fields
 
 
