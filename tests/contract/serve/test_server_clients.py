@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,20 @@ from tests.contract.serve.live_server import LiveServer
 
 CHAT: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "endless"}]}
 NUM_CLIENTS = 12
+ANSWERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("/v1/chat/completions", {**CHAT, "stream": True}),
+    ("/v1/chat/completions", CHAT),
+    ("/v1/chat/completions", {**CHAT, "n": 3}),
+    ("/v1/completions", {"model": "scripted", "prompt": "endless", "max_tokens": 3000}),
+    (
+        "/v1/completions",
+        {"model": "scripted", "prompt": ["endless", "endless."], "max_tokens": 3000, "stream": True},
+    ),
+    ("/v1/messages", {**CHAT, "max_tokens": 3000}),
+    ("/v1/messages", {**CHAT, "max_tokens": 3000, "stream": True}),
+    ("/v1/responses", {"model": "scripted", "input": "endless", "store": False}),
+    ("/v1/responses", {"model": "scripted", "input": "endless", "store": False, "stream": True}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +48,18 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def started(live: LiveServer, path: str, body: dict[str, Any]) -> socket.socket:
-    """A connection that has asked."""
+def request_bytes(path: str, body: dict[str, Any]) -> bytes:
     content = json.dumps(body).encode()
-    connection = live.connect()
     head = (
         f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
     )
-    connection.sendall(head.encode() + b"\r\n\r\n" + content)
+    return head.encode() + b"\r\n\r\n" + content
+
+
+def started(live: LiveServer, path: str, body: dict[str, Any]) -> socket.socket:
+    """A connection that has asked."""
+    connection = live.connect()
+    connection.sendall(request_bytes(path, body))
     return connection
 
 
@@ -57,23 +77,7 @@ def assert_nothing_is_left(live: LiveServer) -> None:
     assert all(state.num_leases == 0 for state in live.app.context.registry.states())
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/chat/completions", {**CHAT, "stream": True}),
-        ("/v1/chat/completions", CHAT),
-        ("/v1/chat/completions", {**CHAT, "n": 3}),
-        ("/v1/completions", {"model": "scripted", "prompt": "endless", "max_tokens": 3000}),
-        (
-            "/v1/completions",
-            {"model": "scripted", "prompt": ["endless", "endless."], "max_tokens": 3000, "stream": True},
-        ),
-        ("/v1/messages", {**CHAT, "max_tokens": 3000}),
-        ("/v1/messages", {**CHAT, "max_tokens": 3000, "stream": True}),
-        ("/v1/responses", {"model": "scripted", "input": "endless", "store": False}),
-        ("/v1/responses", {"model": "scripted", "input": "endless", "store": False, "stream": True}),
-    ],
-)
+@pytest.mark.parametrize(("path", "body"), ANSWERS)
 def test_an_answer_ends_when_its_client_goes_away(slow: LiveServer, path: str, body: dict[str, Any]) -> None:
     with ExitStack() as clients:
         for _ in range(3):
@@ -130,3 +134,36 @@ def test_many_clients_at_once_get_their_own_answers(slow: LiveServer) -> None:
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         assert list(pool.map(ask, range(NUM_CLIENTS))) == [f"number {number}" for number in range(NUM_CLIENTS)]
     assert_nothing_is_left(slow)
+
+
+def num_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def break_off(live: LiveServer, num_connections: int) -> None:
+    """Connections of which each ends at a random byte, of its request or of its answer; then all is as before."""
+    rng = random.Random(5)
+    assert_nothing_is_left(live)
+    num_before = num_descriptors()
+    for number in range(num_connections):
+        path, body = rng.choice(ANSWERS)
+        request = request_bytes(path, body)
+        with live.connect() as connection:
+            if number % 3 == 0:
+                connection.sendall(request[: rng.randrange(len(request))])
+                continue
+            connection.sendall(request)
+            left = rng.randrange(4000) if body.get("stream") else 0
+            while left > 0 and (data := connection.recv(min(left, 512))):
+                left -= len(data)
+    assert_nothing_is_left(live)
+    wait_until(lambda: num_descriptors() <= num_before)
+
+
+def test_connections_that_end_at_any_byte_leave_nothing(slow: LiveServer) -> None:
+    break_off(slow, 60)
+
+
+@pytest.mark.acceptance
+def test_many_connections_that_end_at_any_byte_leave_nothing(slow: LiveServer) -> None:
+    break_off(slow, 1000)
