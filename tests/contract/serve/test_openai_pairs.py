@@ -110,6 +110,7 @@ def test_all_pairs_of_allowed_values_are_answered(
     client: httpx.Client, scripted: ScriptedModel, path: str, more: dict[str, tuple[str | None, ...]]
 ) -> None:
     rows = rows_with_all_pairs({**ALLOWED, **more}, seed=7)
+    num_failed = scripted.engine.stats().num_failed_steps
     for row in rows:
         response = post(client, path, row)
         is_late = row["deadline_ms"] == "5e-324"
@@ -121,7 +122,7 @@ def test_all_pairs_of_allowed_values_are_answered(
             rest = {name: value for name, value in row.items() if name not in ("deadline_ms", "ignore_eos")}
             response = post(client, path, rest)
             assert response.status_code == 200, (rest, response.text)
-    assert scripted.engine.stats().num_failed_steps == 0
+    assert scripted.engine.stats().num_failed_steps == num_failed
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

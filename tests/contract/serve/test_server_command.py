@@ -29,7 +29,7 @@ sys.path.insert(0, {root!r})
 from subsecond.cli import main, serve
 from tests.contract.serve.live_server import ScriptedLoader
 loader = ScriptedLoader()
-serve._Loader = lambda args: loader
+serve._Loader = lambda *_: loader
 sys.exit(main.main(sys.argv[1:]))
 """
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,13 +99,14 @@ def test_an_interrupt_drains_and_a_second_one_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["m", "--host", "0.0.0.0"], "host 0.0.0.0 lets other machines connect, which needs API keys"),
+        (["a=.", "--host", "0.0.0.0"], "host 0.0.0.0 lets other machines connect, which needs API keys"),
         (["m", "--port", "70000"], "--port 70000 is not allowed; give a whole number from 0 up to 65535"),
         (["m", "--max-body-bytes", "0"], "--max-body-bytes 0 is not allowed"),
         (["m", "--api-key-file", "no/such/file"], "cannot read the key file no/such/file"),
         (["m", "m"], "two models have the name 'm'; give one another, as NAME=MODEL"),
         (["no/such.gguf", "--port", "0"], "there is no file or folder 'no/such.gguf'"),
-        (["m", "--uds", "no/such/folder/socket"], "cannot listen on no/such/folder/socket"),
+        (["a=.", "b=no/such.gguf", "--port", "0"], "there is no file or folder 'no/such.gguf'"),
+        (["a=.", "--uds", "no/such/folder/socket"], "cannot listen on no/such/folder/socket"),
     ],
 )
 def test_wrong_settings_end_the_command_with_what_to_do(
