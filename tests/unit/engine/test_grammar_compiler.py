@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llguidance import LLParserLimits
 
 from subsecond.core.errors import InputError, UnsupportedError
 from subsecond.engine.grammar.compiler import GrammarCompiler
@@ -170,6 +171,42 @@ def test_an_answer_whose_masks_take_too_long_ends(monkeypatch: pytest.MonkeyPatc
         compiled("regex", "ab")().fill_mask(np.zeros(20, np.uint32))
 
 
+@pytest.fixture
+def few_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lexer of a format, which all answers share, takes few states; it may be replaced after as few tokens."""
+    limits = LLParserLimits(max_lexer_states=400, precompute_large_lexemes=False, verbose_errors=False)
+    monkeypatch.setattr("subsecond.engine.grammar.compiler.parser_limits", lambda: limits)
+    monkeypatch.setattr("subsecond.engine.grammar.compiled_format.MIN_TOKENS_TO_RENEW", 20)
+
+
+LONG_TEXT = OutputFormat("regex", "(?s:.{1,2000})")
+
+
+@pytest.mark.usefixtures("few_states")
+def test_answers_go_on_when_the_lexer_that_they_share_is_full() -> None:
+    make = GrammarCompiler(TOKENIZER).compile(LONG_TEXT)
+    token_id = TOKENIZER.encode("a")[0]
+    answers = [make() for _ in range(4)]
+    for _ in range(150):
+        for each in answers:
+            assert token_id in allowed_by(each, TOKENIZER.vocab_size)
+            each.advance(token_id)
+    assert make._generation > 1
+    assert token_id in allowed_by(make(), TOKENIZER.vocab_size)
+
+
+@pytest.mark.usefixtures("few_states")
+def test_a_format_that_fills_the_lexer_at_once_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subsecond.engine.grammar.compiled_format.MIN_TOKENS_TO_RENEW", 1000)
+    make = GrammarCompiler(TOKENIZER).compile(LONG_TEXT)
+    constraint = make()
+    with pytest.raises(InputError, match="too many states"):
+        for _ in range(500):
+            allowed_by(constraint, TOKENIZER.vocab_size)
+            constraint.advance(TOKENIZER.encode("a")[0])
+    assert make._generation == 0
+
+
 def test_answers_do_not_disturb_each_other() -> None:
     make = compiled("json_schema", json.dumps(PERSON))
     alone = [random_answer(make(), TOKENIZER, seed) for seed in range(6)]
@@ -282,8 +319,13 @@ def test_compiled_formats_are_kept_within_bounds() -> None:
     assert compiler.compile(OutputFormat("lark", 'start: "a"\n')) is first
     compiler.compile(OutputFormat("lark", 'start: "c"\n'))
     assert compiler.compile(OutputFormat("lark", 'start: "a"\n')) is first, "used last but one"
-    small = GrammarCompiler(TOKENIZER, limits=GrammarLimits(max_cached_bytes=1))
-    assert small.compile(OutputFormat("json_object")) is not small.compile(OutputFormat("json_object"))
+    small = GrammarCompiler(TOKENIZER, limits=GrammarLimits(max_cached_bytes=4 * 2**20))
+    used = small.compile(OutputFormat("json_object"))
+    assert small.compile(OutputFormat("json_object")) is used
+    for seed in range(20):
+        random_answer(used(), TOKENIZER, seed)
+    assert small.compile(OutputFormat("json_object")) is used, "what is asked for is not dropped before it is given"
+    assert small.compile(OutputFormat("json_object")) is not used, "answers made it grow"
 
 
 def answer_text(tokenizer: Tokenizer, token_ids: list[int], prompt_ids: list[int]) -> tuple[str, str]:

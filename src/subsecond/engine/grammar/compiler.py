@@ -6,15 +6,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llguidance import LLMatcher
 
 from subsecond.core.errors import InputError
-from subsecond.engine.constraint import Constraint
+from subsecond.engine.grammar.compiled_format import CompiledFormat
 from subsecond.engine.grammar.costs import GrammarLimits, parser_limits
 from subsecond.engine.grammar.expressions import reason_of
-from subsecond.engine.grammar.held_answer import HeldAnswer
 from subsecond.engine.grammar.large_stack import with_large_stack
 from subsecond.engine.grammar.lark_text import (
     Frame,
@@ -34,26 +32,6 @@ from subsecond.models.tokenizer import Tokenizer
 MAX_SEARCH_S = 1.0
 """Longest search for the expression that is wrong in a schema."""
 
-BYTES_OF_GRAMMAR = 256 * 1024
-BYTES_OF_SOURCE_BYTE = 512
-"""Estimates of the memory of a compiled grammar: of any, and for each byte of its text."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledFormat:
-    """Makes the constraint of an answer each time it is called, within microseconds; safe to call from any thread.
-
-    unenforced  places of a schema that the constraint does not hold an answer to
-    """
-
-    matcher: LLMatcher
-    vocabulary: GrammarVocabulary
-    unenforced: tuple[str, ...] = ()
-
-    def __call__(self) -> Constraint:
-        """The constraint of one answer."""
-        return HeldAnswer(self.matcher.deep_copy(), self.vocabulary)
-
 
 class GrammarCompiler:
     """Compiles formats for the vocabulary of one model; may be used from any thread.
@@ -71,7 +49,6 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
         self._cache: OrderedDict[tuple[OutputFormat, Frame], CompiledFormat] = OrderedDict()
-        self._cached_bytes = 0
 
     def compile(
         self,
@@ -94,7 +71,7 @@ class GrammarCompiler:
         with self._lock:
             found = self._cache.get((output, frame))
             if found is not None:
-                self._cache.move_to_end((output, frame))
+                self._keep(output, frame, found)
                 return found
         made = self._compile(output, frame)
         with self._lock:
@@ -116,13 +93,17 @@ class GrammarCompiler:
             if not lark.is_own:
                 text = self._vetted(lark)
             vocabulary = self._read_vocabulary()
-            matcher = with_large_stack(lambda: _matcher(vocabulary, framed(text, frame)))
-            if matcher.is_error():
-                raise InputError(reason_of(matcher.get_error()))
+            grammar = framed(text, frame)
+            made = CompiledFormat(
+                lambda: with_large_stack(lambda: _matcher(vocabulary, grammar)),
+                vocabulary,
+                num_source_bytes=len(grammar),
+                unenforced=lark.unenforced,
+            )
         except InputError as error:
             what = "the form of tool calls" if output.kind == "lark" else f"the output format ({output.kind})"
             raise InputError(f"{what} cannot be used: {error}") from None
-        return CompiledFormat(matcher, vocabulary, lark.unenforced)
+        return made
 
     def _vetted(self, lark: LarkText) -> str:
         """The text to compile; InputError, naming the place of an expression if that is what is wrong."""
@@ -146,20 +127,17 @@ class GrammarCompiler:
             return self._vocabulary
 
     def _keep(self, output: OutputFormat, frame: Frame, made: CompiledFormat) -> None:
-        """Keep a compiled format, and drop the ones that were not asked for longest."""
-        if (output, frame) in self._cache:
-            return
+        """Keep a compiled format, and drop those that were not asked for longest."""
         self._cache[output, frame] = made
-        self._cached_bytes += _estimated_bytes(output)
-        limits = self._limits
-        while len(self._cache) > limits.max_cached or self._cached_bytes > limits.max_cached_bytes:
-            (dropped, _), _ = self._cache.popitem(last=False)
-            self._cached_bytes -= _estimated_bytes(dropped)
-
-
-def _estimated_bytes(output: OutputFormat) -> int:
-    return BYTES_OF_GRAMMAR + BYTES_OF_SOURCE_BYTE * len(output.source)
+        self._cache.move_to_end((output, frame))
+        num_bytes = sum(each.estimated_bytes for each in self._cache.values())
+        while len(self._cache) > self._limits.max_cached or num_bytes > self._limits.max_cached_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            num_bytes -= dropped.estimated_bytes
 
 
 def _matcher(vocabulary: GrammarVocabulary, grammar: str) -> LLMatcher:
-    return LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=parser_limits())
+    matcher = LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=parser_limits())
+    if matcher.is_error():
+        raise InputError(reason_of(matcher.get_error()))
+    return matcher

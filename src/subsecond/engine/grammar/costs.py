@@ -23,7 +23,7 @@ class GrammarLimits:
     max_regex_chars: int = 8 * 1024
     max_grammar_bytes: int = 64 * 1024
     max_cached: int = 128
-    max_cached_bytes: int = 256 * 2**20
+    max_cached_bytes: int = 512 * 2**20
     max_compile_s: float = 1.0
     max_compile_bytes: int = 2 * 2**30
 
@@ -35,7 +35,7 @@ def parser_limits() -> LLParserLimits:
         initial_lexer_fuel=500_000,
         step_lexer_fuel=100_000,
         step_max_items=25_000,
-        max_lexer_states=20_000,
+        max_lexer_states=100_000,
         max_grammar_size=250_000,
         precompute_large_lexemes=False,
         verbose_errors=False,
