@@ -6,8 +6,9 @@ import argparse
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from subsecond.cli import answering
 from subsecond.cli.output import MODEL_HELP, Subparsers, add_command, print_json
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     from subsecond.serve.server import HttpServer
 
     keys = read_keys(given.api_key_file, os.environ.get(KEYS_VARIABLE))
-    registry = ModelRegistry(specs, _Loader(args), budget_bytes=given.memory_budget_bytes, wait_s=given.load_timeout_s)
+    registry = ModelRegistry(
+        specs, _Loader(args, specs), budget_bytes=given.memory_budget_bytes, wait_s=given.load_timeout_s
+    )
     server = HttpServer(make_app(registry, given, keys), on_forced=lambda: os._exit(EXIT_FORCED))
 
     def tell(address: str) -> None:
@@ -84,11 +87,26 @@ def model_specs(texts: list[str]) -> list[ModelSpec]:
     return specs
 
 
-class _Loader:
-    """Loads what the registry asks for, with the flags of the command."""
+@runtime_checkable
+class _Counted(Protocol):
+    """A backend that tells what it holds."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    weight_bytes: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values."""
+
+
+class _Loader:
+    """Loads what the registry asks for, with the flags of the command. All models have to be there from the start."""
+
+    def __init__(self, args: argparse.Namespace, specs: Sequence[ModelSpec]) -> None:
+        from subsecond.models.store import resolve
+
         self._args = args
+        for spec in specs:
+            resolve(spec.source)
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
         """Weights as large as the files, and all key/value blocks, as if every one were in use."""
@@ -111,7 +129,7 @@ class _Loader:
         args = self._args
         if self._opened(spec).config.pooling is not None:
             vectors = embedder.load_embedder(spec.source, isa=args.isa, num_threads=args.num_threads)
-            return Loaded(_held_bytes(vectors.backend), embedder=vectors)
+            return Loaded(self._held_bytes(spec, vectors.backend), embedder=vectors)
         model = api.load(
             spec.source,
             backend=args.backend,
@@ -120,18 +138,19 @@ class _Loader:
             context_tokens=args.context_tokens,
             weights=args.weights,
         )
-        return Loaded(_held_bytes(model.backend), model=model)
+        return Loaded(self._held_bytes(spec, model.backend), model=model)
+
+    def _held_bytes(self, spec: ModelSpec, backend: object) -> int:
+        """Weights and key/value blocks of a backend where it tells, else the estimate."""
+        if isinstance(backend, _Counted):
+            return backend.weight_bytes + backend.kv_bytes
+        return self.estimate_bytes(spec)
 
     def _opened(self, spec: ModelSpec) -> Checkpoint:
         from subsecond.models.checkpoint import open_checkpoint
         from subsecond.models.store import resolve
 
         return open_checkpoint(resolve(spec.source))
-
-
-def _held_bytes(backend: object) -> int:
-    """Weights and key/value blocks of a backend, as far as it tells."""
-    return int(getattr(backend, "weight_bytes", 0)) + int(getattr(backend, "kv_bytes", 0))
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:

@@ -103,7 +103,7 @@ def test_an_interrupt_drains_and_a_second_one_ends_at_once() -> None:
         (["m", "--port", "70000"], "--port 70000 is not allowed; give a whole number from 0 up to 65535"),
         (["m", "--max-body-bytes", "0"], "--max-body-bytes 0 is not allowed"),
         (["m", "--api-key-file", "no/such/file"], "cannot read the key file no/such/file"),
-        (["m", "m"], "two models have the name 'm'; give one another, as NAME=MODEL"),
+        (["m=.", "m=."], "two models have the name 'm'; give one another, as NAME=MODEL"),
         (["no/such.gguf", "--port", "0"], "there is no file or folder 'no/such.gguf'"),
         (["a=.", "b=no/such.gguf", "--port", "0"], "there is no file or folder 'no/such.gguf'"),
         (["a=.", "--uds", "no/such/folder/socket"], "cannot listen on no/such/folder/socket"),
