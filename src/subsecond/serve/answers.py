@@ -325,7 +325,10 @@ class Answering:
             InputError, UnsupportedError: something in the order is not acceptable.
         """
         start_s = time.perf_counter()
-        prepared = await asyncio.get_running_loop().run_in_executor(self._pool, self._prepare, order)
+        if order.output is None and isinstance(order.prompt, tuple):
+            prepared = Prepared(order.prompt)
+        else:
+            prepared = await asyncio.get_running_loop().run_in_executor(self._pool, self._prepare, order)
         params = order.params
         if order.num_samples > 1 and params.seed is None:
             params = replace(params, seed=secrets.randbits(NUM_SEED_BITS))

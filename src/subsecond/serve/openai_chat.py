@@ -19,7 +19,7 @@ from subsecond.serve.client import while_connected
 from subsecond.serve.context import ServerContext
 from subsecond.serve.errors import public_error
 from subsecond.serve.logprob_entries import TokenBytes, logprob_entries
-from subsecond.serve.openai_orders import chat_order, includes_usage, thinking_wish
+from subsecond.serve.openai_orders import chat_order, check_logprob_entries, includes_usage, thinking_wish
 from subsecond.serve.openai_replies import (
     ChatChoice,
     ChatChunk,
@@ -76,6 +76,9 @@ def _fitted(context: ServerContext, served: Served, body: ChatBody, order: Order
     """Return the order as this model can take it, within the bounds of the server."""
     context_tokens = served.model.checkpoint.config.context_length
     context.limits.check_samples(order.num_samples, order.params.max_tokens, context_tokens)
+    if order.has_logprobs:
+        num_tokens = order.num_samples * (order.params.max_tokens or context_tokens)
+        check_logprob_entries("top_logprobs", num_tokens, order.params.num_logprobs)
     return with_thinking(order, thinking_wish(body), served.model)
 
 

@@ -18,7 +18,7 @@ from subsecond.serve.context import ServerContext
 from subsecond.serve.errors import public_error
 from subsecond.serve.fields import refuse
 from subsecond.serve.merging import merged
-from subsecond.serve.openai_orders import MAX_CHOICES, completion_orders, includes_usage
+from subsecond.serve.openai_orders import MAX_CHOICES, check_logprob_entries, completion_orders, includes_usage
 from subsecond.serve.openai_replies import (
     TextChoice,
     TextReply,
@@ -81,6 +81,10 @@ async def _start(
             f"{len(orders)} prompts with n={first.num_samples} and max_tokens={first.params.max_tokens} are too much "
             f"for one request; at most {MAX_CHOICES} answers and {limit} tokens are allowed",
         )
+    if first.has_logprobs:
+        num_echoed = 0 if first.params.num_prompt_logprobs is None else sum(len(order.prompt or ()) for order in orders)
+        num_tokens = num_choices * (first.params.max_tokens or 1) + first.num_samples * num_echoed
+        check_logprob_entries("logprobs", num_tokens, first.params.num_logprobs)
     tenant = context.tenant(request)
     return [await held.enter_async_context(await served.answering.start(order, tenant=tenant)) for order in orders]
 

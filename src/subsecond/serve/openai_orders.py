@@ -34,6 +34,7 @@ MAX_LOGIT_BIASES = 1024
 MAX_STOP_IDS = 256
 MAX_TOOLS = 128
 MAX_CHOICES = 1024
+MAX_LOGPROB_ENTRIES = 2**22
 MIN_REPETITION_PENALTY = 0.01  # logits divided by less can leave the range of numbers
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
@@ -107,6 +108,17 @@ def includes_usage(body: wire.GenerationBody) -> bool:
     if not body.stream:
         refuse("stream_options", "only a stream has options; give stream: true or leave them out")
     return bool(options.include_usage)
+
+
+def check_logprob_entries(field: str, num_tokens: int, num_top: int) -> None:
+    """Refuse what would fill the memory: so many tokens with the log-probabilities of so many at each place."""
+    num_entries = num_tokens * (num_top + 1)
+    if num_entries > MAX_LOGPROB_ENTRIES:
+        refuse(
+            field,
+            f"up to {num_tokens} tokens with {num_top} others each are {num_entries} log-probabilities; at most "
+            f"{MAX_LOGPROB_ENTRIES} are allowed. Give a smaller max_tokens, fewer prompts or fewer log-probabilities",
+        )
 
 
 def _refuse_chat_fields(body: wire.ChatBody) -> None:

@@ -242,6 +242,7 @@ def test_parts_of_text_are_one_message(ask: Callable[..., Any]) -> None:
         ({"seed": -(2**63) - 1}, "seed"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 20, "logprobs": True, "n": 64}, "top_logprobs"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
         ({"stop": ["a"] * 65}, "stop"),

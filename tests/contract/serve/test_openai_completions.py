@@ -191,6 +191,8 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: httpx.Client, ask: Calla
         ({"best_of": 3, "n": 2}, "best_of"),
         ({"suffix": "end"}, "suffix"),
         ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": 20, "echo": True, "prompt": ["a" * 4000] * 60}, "logprobs"),
+        ({"logprobs": 20, "echo": True, "n": 60, "prompt": "a" * 4000}, "logprobs"),
         ({"logprobs": -1, "echo": True}, "logprobs"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
