@@ -42,7 +42,7 @@ bench: $(VENV)/developed ## measure speed on this machine, beside llama.cpp when
 	@$(BIN)/subsecond pull $(MODEL)
 	@$(BIN)/python -m bench.run --model $(MODEL) $(if $(LLAMA_BUILD),--llama-build $(LLAMA_BUILD))
 
-peers: $(VENV)/developed ## install the engines to compare with: all, or PEER=NAME; ISA=avx2 is for llama_cpp
+peers: $(VENV)/developed ## install the engines to compare with: all, or PEER=NAME; ISA=avx2 is for llama_cpp; llama_server is apart
 	@PYTHON="$(abspath $(BIN))/python" ISA="$(ISA)" bench/peers/setup.sh $(or $(PEER),llama_cpp openvino vllm ctranslate2)
 
 acceptance: $(VENV)/developed $(VENV)/wheelable ## run the long checks of every claim
