@@ -21,7 +21,7 @@ from tests.contract.serve.live_server import LiveServer
 from tests.e2e.conftest import SMALL_MODEL, SmallModelLoader, engine_stats, is_idle
 
 pytestmark = pytest.mark.real_model
-ROUTES = {
+ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Count to one hundred."}], "max_tokens": 200},
     "/v1/completions": {"prompt": "One, two, three,", "max_tokens": 200},
     "/v1/messages": {"messages": [{"role": "user", "content": "Count to one hundred."}], "max_tokens": 200},

@@ -249,16 +249,17 @@ def _tool_call(call: wire.MessageToolCall, place: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _content(content: wire.Content, place: str) -> str | list[dict[str, str]]:
+def _content(content: wire.Content, place: str) -> str:
+    """Return the text of a content; parts become lines, since many templates take nothing but one text."""
     if isinstance(content, str):
         return content
-    parts = []
+    texts = []
     for number, part in enumerate(content):
         if isinstance(part, wire.ImagePart | wire.AudioPart | wire.FilePart):
             kind = {wire.ImagePart: "pictures", wire.AudioPart: "sound", wire.FilePart: "files"}[type(part)]
             refuse(f"{place}[{number}].type", f"{kind} are not read by this model; give text")
-        parts.append({"type": "text", "text": part.text if isinstance(part, wire.TextPart) else part.refusal})
-    return parts
+        texts.append(part.text if isinstance(part, wire.TextPart) else part.refusal)
+    return "\n".join(texts)
 
 
 def _tools(body: wire.ChatBody) -> tuple[tuple[Tool, ...], ToolChoice | None]:

@@ -221,7 +221,7 @@ def test_logprobs_without_others(ask: Callable[..., Any]) -> None:
 
 def test_parts_of_text_are_one_message(ask: Callable[..., Any]) -> None:
     parts = [{"type": "text", "text": "say so"}, {"type": "text", "text": "me"}]
-    assert ask(messages=[{"role": "user", "content": parts}])["choices"][0]["message"]["content"]
+    assert ask(messages=[{"role": "user", "content": parts}])["choices"][0]["message"]["content"] == "so\nme"
 
 
 @pytest.mark.parametrize(
