@@ -132,7 +132,7 @@ class _Sample:
     def __init__(self, number: int, stream: TextStream, meter: AnswerMeter) -> None:
         self.number = number
         self.stream = stream
-        self.num_reasoning_tokens = 0
+        self.num_tokens = self.num_reasoning_tokens = 0
         self.end_reason: EndReason | None = None
         self._meter = meter
         self._has_calls = False
@@ -150,6 +150,7 @@ class _Sample:
         if self._last_part_s is not None:
             self._meter.add_tokens(len(token_ids), now_s - self._last_part_s)
         self._last_part_s = now_s
+        self.num_tokens += len(token_ids)
         if reasoning and not text:
             self.num_reasoning_tokens += len(token_ids)
         if calls:
@@ -200,11 +201,12 @@ class Answer:
     @property
     def usage(self) -> AnswerUsage:
         """Tokens so far."""
-        streams = [sample.stream.tokens for sample in self._samples]
         return AnswerUsage(
             prompt_tokens=len(self.prompt_ids),
-            completion_tokens=sum(sample.stream.tokens.num_tokens for sample in self._samples),
-            cached_tokens=max(stream.cached_tokens for stream in streams),
+            # those that were read, not those that the engine made until it heard of a stop string
+            completion_tokens=sum(sample.num_tokens for sample in self._samples),
+            # the first sample computes the prompt for all
+            cached_tokens=self._samples[0].stream.tokens.cached_tokens,
             reasoning_tokens=sum(sample.num_reasoning_tokens for sample in self._samples),
         )
 

@@ -111,6 +111,16 @@ def test_cached_tokens_are_told(ask: Callable[..., Any]) -> None:
     assert reply["subsecond"]["cached_tokens"] == reply["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
+def test_samples_that_share_a_prompt_do_not_count_it_as_cached(ask: Callable[..., Any]) -> None:
+    assert ask("say what nobody has said before", n=4)["usage"]["prompt_tokens_details"]["cached_tokens"] < 20
+
+
+def test_tokens_behind_a_stop_string_do_not_count(ask: Callable[..., Any], scripted: ScriptedModel) -> None:
+    usages = {ask(stop=" tw")["usage"]["completion_tokens"] for _ in range(8)}
+    scripted.backend.step_s = 0.01
+    assert usages == {ask(stop=" tw")["usage"]["completion_tokens"]}
+
+
 def test_a_stream_grows_to_the_whole_answer(ask: Callable[..., Any], client: httpx.Client) -> None:
     chunks = chunks_of(client.post(PATH, json=body(stream=True)))
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
