@@ -15,15 +15,22 @@ PROMPT_SHARE = 0.75
 WEIGHT = 0.2
 # Outliers say more of the machine than of the model.
 MAX_GROWTH = 2.0
+# With as many rows of prompts for each answer, a step's time is that of prompts, whatever the answers are taken for.
+SURE_RATIO = 8
 # However slow, a prompt goes on.
 MIN_PROMPT_ROWS = 1
 
 
 class StepPacer:
-    """Averages of measured steps, and the number of prompt rows that follows from them."""
+    """Averages of measured steps, and the number of prompt rows that follows from them.
+
+    Numbers of answers are counted by the power of two above them. While prompts keep coming there is no step that only
+    writes answers, so what such a step would take is then worked out from those that do both.
+    """
 
     def __init__(self) -> None:
-        self._answer_ms: dict[int, float] = {}  # by the power of two above the number of answers
+        self._answer_ms: dict[int, float] = {}  # measured
+        self._worked_out_ms: dict[int, float] = {}
         self._prompt_row_ms: float | None = None
 
     @property
@@ -33,23 +40,28 @@ class StepPacer:
 
     def answer_step_ms(self, num_answers: int) -> float | None:
         """Milliseconds of a step that only writes this many answers; None before one like it was measured."""
-        if not self._answer_ms or num_answers == 0:
+        known = self._worked_out_ms | self._answer_ms
+        if not known or num_answers == 0:
             return None if num_answers else 0.0
         key = num_answers.bit_length()
-        nearest = min(self._answer_ms, key=lambda known: abs(known - key))
-        return self._answer_ms[nearest]
+        return known[min(known, key=lambda each: abs(each - key))]
 
     def record(self, num_answers: int, num_prompt_rows: int, step_ms: float) -> None:
         """Take up a measured step: its rows that continue answers, its other rows, and its time."""
+        key = num_answers.bit_length()
         if num_prompt_rows == 0:
-            key = num_answers.bit_length()
             self._answer_ms[key] = _averaged(self._answer_ms.get(key), step_ms)
             return
         answers_ms = self.answer_step_ms(num_answers)
         if answers_ms is None:
             return
-        row_ms = max(step_ms - answers_ms, 0.01 * step_ms) / num_prompt_rows
-        self._prompt_row_ms = _averaged(self._prompt_row_ms, row_ms)
+        if num_answers == 0 or key in self._answer_ms or num_prompt_rows > SURE_RATIO * num_answers:
+            row_ms = max(step_ms - answers_ms, 0.01 * step_ms) / num_prompt_rows
+            self._prompt_row_ms = _averaged(self._prompt_row_ms, row_ms)
+        if num_answers and key not in self._answer_ms and self._prompt_row_ms is not None:
+            least_ms = max((ms for each, ms in self._answer_ms.items() if each < key), default=0.0)
+            rest_ms = max(step_ms - num_prompt_rows * self._prompt_row_ms, least_ms)
+            self._worked_out_ms[key] = _averaged(self._worked_out_ms.get(key), rest_ms)
 
     def prompt_rows(self, num_answers: int, num_prompts: int, max_rows: int) -> int:
         """Most rows of prompts for a step that continues `num_answers` while `num_prompts` are not read yet.

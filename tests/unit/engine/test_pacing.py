@@ -64,3 +64,18 @@ def test_the_first_token_is_predicted_from_the_rows_before_it() -> None:
     assert beside is not None
     assert abs(alone - 50.0) < 1e-6
     assert abs(beside - 50.0 * 7 / 3) < 1e-6
+
+
+def test_answers_that_never_have_a_step_of_their_own_are_worked_out() -> None:
+    """As in a burst: prompts are always waiting while answers become more."""
+    pacer = StepPacer()
+    pacer.record(0, 512, 512 * 0.5)
+    pacer.record(1, 0, 6.0)
+    rows = []
+    for num_answers in range(4, 33):
+        for _ in range(3):
+            rows.append(pacer.prompt_rows(num_answers, 2, 512))
+            pacer.record(num_answers, rows[-1], 5.0 + num_answers + 0.5 * rows[-1])
+    assert pacer.prompt_row_ms is not None
+    assert 0.4 < pacer.prompt_row_ms < 0.6
+    assert 0.6 * 0.75 * 37 / 0.5 < rows[-1] < 1.4 * 0.75 * 37 / 0.5
