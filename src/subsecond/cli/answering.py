@@ -49,7 +49,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--isa", metavar="NAME", help="instruction set to hold the kernels to; doctor lists them")
     engine.add_argument("--num-threads", type=int, metavar="N", help="threads; default one for each physical core")
     engine.add_argument(
-        "--context-tokens", type=int, metavar="N", help="tokens of key/value memory; default the model's context"
+        "--context-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of key/value memory; default the model's context, to serve at least 32768 where memory allows",
     )
     engine.add_argument(
         "--weights",

@@ -18,12 +18,15 @@ from subsecond.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from subsecond.models.checkpoint import Checkpoint
+    from subsecond.models.config import ModelConfig
     from subsecond.serve.registry import Loaded, ModelSpec
 
 EXIT_FORCED = 130  # a second signal, as main.py has it for an interrupted command
 KEYS_VARIABLE = "SUBSECOND_API_KEYS"
 KV_ELEMENT_BYTES = 2
 KV_MEMORY_SHARE = 0.25
+SHARED_CONTEXT_TOKENS = 32768
+MIN_CONTEXT_TOKENS = 512
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127})=(?P<model>.+)", re.DOTALL)
 
 
@@ -110,16 +113,8 @@ class _Loader:
 
     def estimate_bytes(self, spec: ModelSpec) -> int:
         """Weights as large as the files, and all key/value blocks, as if every one were in use."""
-        from subsecond.core.hardware import probe
-
         checkpoint = self._opened(spec)
-        config = checkpoint.config
-        token_bytes = 2 * KV_ELEMENT_BYTES * config.num_layers * config.num_kv_heads * config.head_dim
-        num_tokens: int | None = self._args.context_tokens
-        if num_tokens is None:
-            affordable = int(probe().available_bytes * KV_MEMORY_SHARE) // token_bytes
-            num_tokens = min(config.context_length, max(affordable, 1))
-        return _weight_bytes(checkpoint) + num_tokens * token_bytes
+        return _weight_bytes(checkpoint) + self._context_tokens(checkpoint.config) * _token_bytes(checkpoint.config)
 
     def load(self, spec: ModelSpec) -> Loaded:
         """Load the model as what it is, a language or an embedding model."""
@@ -127,7 +122,8 @@ class _Loader:
         from subsecond.serve.registry import Loaded
 
         args = self._args
-        if self._opened(spec).config.pooling is not None:
+        checkpoint = self._opened(spec)
+        if checkpoint.config.pooling is not None:
             vectors = embedder.load_embedder(spec.source, isa=args.isa, num_threads=args.num_threads)
             return Loaded(self._held_bytes(spec, vectors.backend), embedder=vectors)
         model = api.load(
@@ -135,10 +131,20 @@ class _Loader:
             backend=args.backend,
             isa=args.isa,
             num_threads=args.num_threads,
-            context_tokens=args.context_tokens,
+            context_tokens=self._context_tokens(checkpoint.config),
             weights=args.weights,
         )
         return Loaded(self._held_bytes(spec, model.backend), model=model)
+
+    def _context_tokens(self, config: ModelConfig) -> int:
+        """Tokens of key/value memory: enough for many users at once where a share of the memory allows."""
+        from subsecond.core.hardware import probe
+
+        given: int | None = self._args.context_tokens
+        if given is not None:
+            return given
+        affordable = int(probe().available_bytes * KV_MEMORY_SHARE) // _token_bytes(config)
+        return min(max(config.context_length, SHARED_CONTEXT_TOKENS), max(affordable, MIN_CONTEXT_TOKENS))
 
     def _held_bytes(self, spec: ModelSpec, backend: object) -> int:
         """Weights and key/value blocks of a backend where it tells, else the estimate."""
@@ -151,6 +157,11 @@ class _Loader:
         from subsecond.models.store import resolve
 
         return open_checkpoint(resolve(spec.source))
+
+
+def _token_bytes(config: ModelConfig) -> int:
+    """Bytes of the keys and values of one token."""
+    return 2 * KV_ELEMENT_BYTES * config.num_layers * config.num_kv_heads * config.head_dim
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:
