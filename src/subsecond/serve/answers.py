@@ -138,13 +138,8 @@ class _Sample:
         self._has_calls = False
         self._last_part_s: float | None = None
 
-    async def parts(self) -> AsyncGenerator[AnswerPart, None]:
-        """Yield the sample's parts to its end."""
-        async with aclosing(aiter(self.stream)) as chunks:
-            async for chunk in chunks:
-                yield self._part_of(chunk)
-
-    def _part_of(self, chunk: TextChunk) -> AnswerPart:
+    def part_of(self, chunk: TextChunk) -> AnswerPart:
+        """Take up the next chunk of the stream."""
         text, token_ids, finish_reason, logprobs, reasoning, calls = chunk
         stop, now_s = None, time.perf_counter()
         if self._last_part_s is not None:
@@ -240,13 +235,14 @@ class Answer:
         Raises SubsecondError when the engine failed.
         """
         if len(self._samples) == 1:
-            async with aclosing(self._samples[0].parts()) as parts:
-                async for part in parts:
-                    yield (part,)
+            sample = self._samples[0]
+            async with aclosing(aiter(sample.stream)) as chunks:
+                async for chunk in chunks:
+                    yield (sample.part_of(chunk),)
             return
-        async with aclosing(merged([sample.parts() for sample in self._samples])) as batches:
+        async with aclosing(merged([aiter(sample.stream) for sample in self._samples])) as batches:
             async for batch in batches:
-                yield tuple(part for _, part in batch)
+                yield tuple(self._samples[number].part_of(chunk) for number, chunk in batch)
 
     async def collect(self) -> tuple[SampleAnswer, ...]:
         """Read to the end and return every sample's whole answer, in the order of their numbers."""

@@ -52,12 +52,10 @@ def routes(context: ServerContext) -> list[ApiRoute]:
         body = await context.read(request, ChatBody)
         order, has_usage = chat_order(body), includes_usage(body)
         if body.stream:
-            return EventStream(await begun(_stream(context, request, body, order, has_usage)))
-        async with context.lease(body.model) as served:
-            order = _fitted(context, served, body, order)
-            async with await served.answering.start(order, tenant=context.tenant(request)) as answer:
-                samples = await while_connected(request, answer.collect())
-                return Response(_encode(_reply(served, body, answer, samples)), media_type="application/json")
+            events = _stream(context, request, body, order, has_usage)
+            return EventStream(await while_connected(request, begun(events)))
+        reply = await while_connected(request, _whole(context, request, body, order))
+        return Response(_encode(reply), media_type="application/json")
 
     return [
         ApiRoute(
@@ -80,6 +78,13 @@ def _fitted(context: ServerContext, served: Served, body: ChatBody, order: Order
         num_tokens = order.num_samples * (order.params.max_tokens or context_tokens)
         check_logprob_entries("top_logprobs", num_tokens, order.params.num_logprobs)
     return with_thinking(order, thinking_wish(body), served.model)
+
+
+async def _whole(context: ServerContext, request: Request, body: ChatBody, order: Order) -> ChatReply:
+    async with context.lease(body.model) as served:
+        order = _fitted(context, served, body, order)
+        async with await served.answering.start(order, tenant=context.tenant(request)) as answer:
+            return _reply(served, body, answer, await answer.collect())
 
 
 def _reply(served: Served, body: ChatBody, answer: Answer, samples: Sequence[SampleAnswer]) -> ChatReply:

@@ -45,12 +45,10 @@ def routes(context: ServerContext) -> list[ApiRoute]:
         body = await context.read(request, CompletionBody)
         orders, has_usage = completion_orders(body), includes_usage(body)
         if body.stream:
-            return EventStream(await begun(_stream(context, request, body, orders, has_usage)))
-        async with AsyncExitStack() as held:
-            served = await held.enter_async_context(context.lease(body.model))
-            answers = await _start(context, request, served, orders, held)
-            reply = await while_connected(request, _reply(served, body, answers))
-            return Response(_encode(reply), media_type="application/json")
+            events = _stream(context, request, body, orders, has_usage)
+            return EventStream(await while_connected(request, begun(events)))
+        reply = await while_connected(request, _whole(context, request, body, orders))
+        return Response(_encode(reply), media_type="application/json")
 
     return [
         ApiRoute(
@@ -87,6 +85,12 @@ async def _start(
         check_logprob_entries("logprobs", num_tokens, first.params.num_logprobs)
     tenant = context.tenant(request)
     return [await held.enter_async_context(await served.answering.start(order, tenant=tenant)) for order in orders]
+
+
+async def _whole(context: ServerContext, request: Request, body: CompletionBody, orders: Sequence[Order]) -> TextReply:
+    async with AsyncExitStack() as held:
+        served = await held.enter_async_context(context.lease(body.model))
+        return await _reply(served, body, await _start(context, request, served, orders, held))
 
 
 async def _reply(served: Served, body: CompletionBody, answers: Sequence[Answer]) -> TextReply:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from subsecond.core.errors import SubsecondError
 from subsecond.serve.client import StreamedResponse
@@ -54,18 +55,22 @@ class EventStream(StreamedResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or stop when nobody listens."""
-
-        async def noted(message: Message) -> None:
-            self._is_quiet = False
-            self._is_open = message.get("more_body", True)
-            await send(message)
-
         commenting = asyncio.ensure_future(self._comment(send))
         try:
-            await super().__call__(scope, receive, noted)
+            await super().__call__(scope, receive, send)
         finally:
             commenting.cancel()
             await asyncio.gather(commenting, return_exceptions=True)
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._is_open = True
+        async with aclosing(self._pieces) as events:
+            async for each in events:
+                self._is_quiet = False
+                await send({"type": "http.response.body", "body": each, "more_body": True})
+        self._is_open = False
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _comment(self, send: Send) -> None:
         while True:
