@@ -63,13 +63,16 @@ def chat_order(body: wire.ChatBody) -> Order:
 
 
 def thinking_wish(body: wire.ChatBody) -> ThinkingWish | None:
-    """Return what reasoning_effort says; models that only know whether to reason do so at any effort but none."""
+    """Return what reasoning_effort says.
+
+    Models that only know whether to reason do so at any effort but none; those that never reason keep within any.
+    """
     effort = body.reasoning_effort
     if effort is None:
         return None
     if effort == "none":
         return ThinkingWish("off", "reasoning_effort")
-    return ThinkingWish("on", "reasoning_effort", effort)
+    return ThinkingWish("able", "reasoning_effort", effort)
 
 
 def completion_orders(body: wire.CompletionBody) -> tuple[Order, ...]:
