@@ -35,8 +35,7 @@ class SamplingParams:
     repetition_penalty: float = setting(
         1.0,
         "divide the logits of tokens in the prompt or the answer by this (multiply negative ones); 1 means off",
-        minimum=0,
-        is_minimum_excluded=True,
+        minimum=0.01,
         maximum=100,
     )
     presence_penalty: float = setting(

@@ -35,7 +35,6 @@ MAX_STOP_IDS = 256
 MAX_TOOLS = 128
 MAX_CHOICES = 1024
 MAX_LOGPROB_ENTRIES = 2**22
-MIN_REPETITION_PENALTY = 0.01  # logits divided by less can leave the range of numbers
 
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _REGEX_SYNTAX = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")
@@ -156,8 +155,6 @@ def _fields(body: wire.GenerationBody) -> dict[str, Any]:
     """The settings that chat and completions share, by the names of their fields."""
     if body.stop_token_ids is not None and len(body.stop_token_ids) > MAX_STOP_IDS:
         refuse("stop_token_ids", f"{len(body.stop_token_ids)} ids are given; at most {MAX_STOP_IDS} are allowed")
-    if body.repetition_penalty is not None and body.repetition_penalty < MIN_REPETITION_PENALTY:
-        refuse("repetition_penalty", f"{body.repetition_penalty} is not allowed; give {MIN_REPETITION_PENALTY} to 100")
     return {
         "max_tokens": body.max_tokens,
         "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
