@@ -46,16 +46,16 @@ peers: $(VENV)/developed ## install the engines to compare with: all, or PEER=NA
 	@PYTHON="$(abspath $(BIN))/python" ISA="$(ISA)" bench/peers/setup.sh $(or $(PEER),llama_cpp openvino vllm ctranslate2)
 
 acceptance: $(VENV)/developed $(VENV)/wheelable ## run the long checks of every claim
-	@$(BIN)/python -m pytest -m acceptance
+	@$(BIN)/python -m pytest --timeout=0 -m acceptance
 
 wheel: $(VENV)/wheelable ## build a portable wheel into dist/; ARCHITECTURE=aarch64 compiles for another processor
 	@$(BIN)/python tools/wheel.py $(if $(ARCHITECTURE),--architecture $(ARCHITECTURE))
 
 aarch64: $(VENV)/developed $(VENV)/wheelable ## compile for aarch64 and compare with this processor under emulation
-	@$(BIN)/python -m pytest -m acceptance tests/e2e/test_aarch64.py
+	@$(BIN)/python -m pytest --timeout=0 -m acceptance tests/e2e/test_aarch64.py
 
 amx: $(VENV)/developed ## test the AMX kernels on emulated tiles, where the processor has none
-	@$(BIN)/python -m pytest -m acceptance tests/e2e/test_emulated_amx.py
+	@$(BIN)/python -m pytest --timeout=0 -m acceptance tests/e2e/test_emulated_amx.py
 
 format: $(VENV)/developed ## format the sources and renew the generated documents
 	@$(BIN)/ruff check --fix --exit-zero --quiet

@@ -171,8 +171,12 @@ def test_a_scrape_waits_for_no_step(counted: LiveServer) -> None:
         backend.hold_after = 2
         with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as stream:
             next(stream.iter_lines())
-            while not (scrape := Scrape(client)).value("subsecond_step_running_seconds", model_name="scripted"):
-                pass
+            for _ in range(100):
+                scrape = Scrape(client)
+                if scrape.value("subsecond_step_running_seconds", model_name="scripted"):
+                    break
+            else:
+                pytest.fail(f"no step is held: {counted.model.engine.stats()}, {list(stream.iter_lines())}")
             assert scrape.value("vllm:num_requests_running", model_name="scripted") == 1
             assert 0 < scrape.value("vllm:kv_cache_usage_perc", model_name="scripted") < 1
             backend.hold.set()
