@@ -366,7 +366,7 @@ def test_only_lists_of_texts_are_embedded(texts: Any) -> None:
 
 
 def test_a_closed_embedder_says_so() -> None:
-    config = SimpleNamespace(pooling="mean", context_length=9)
+    config = SimpleNamespace(pooling="mean", context_length=9, vocab_size=130)
     checkpoint = SimpleNamespace(config=config, tokenizer=SimpleNamespace(encode_text=lambda _: [1]))
     backend = FakeBackend(vocab_size=130)
     with embedder.Embedder(cast(Checkpoint, checkpoint), backend) as loaded:
