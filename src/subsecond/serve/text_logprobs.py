@@ -30,7 +30,10 @@ class TextLogprobs:
     def prompt(
         self, prompt: str | Sequence[int], prompt_ids: Sequence[int], logprobs: Sequence[PromptLogprobs]
     ) -> dict[str, list[Any]]:
-        """Return the lists of an echoed prompt, whose first token has no probability as nothing precedes it."""
+        """Return the lists of an echoed prompt.
+
+        Its first token has no probability as nothing precedes it, nor have those that a deadline left unread.
+        """
         tokenizer, lists = self._tokenizer, _empty()
         text = echoed_text(prompt, tokenizer)
         decoder = StreamingDetokenizer(tokenizer, skip_special=False)
@@ -44,6 +47,8 @@ class TextLogprobs:
                     and not text.startswith(tokenizer.bos_token)
                 ):
                     continue  # it was put before the text, and is no part of it
+            elif place > len(logprobs):
+                _add(lists, self._name(token_id), None, None, offset)
             else:
                 entry = logprobs[place - 1]
                 top = self._top(token_id, entry.logprob, entry.top_logprobs)

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from subsecond.engine.request import PromptLogprobs
+from subsecond.serve.text_logprobs import TextLogprobs
 from tests.contract.serve.scripted_model import ScriptedModel
 
 PATH = "/v1/completions"
@@ -118,6 +120,15 @@ def test_logprobs_of_a_prompt_are_those_of_an_answer(ask: Callable[..., Any], id
 def test_zero_logprobs_are_those_of_the_tokens_alone(ask: Callable[..., Any]) -> None:
     logprobs = ask(logprobs=0, echo=True)["choices"][0]["logprobs"]
     assert all(len(top) == 1 for top in logprobs["top_logprobs"][1:])
+
+
+def test_tokens_that_a_deadline_left_unread_have_no_logprobs(scripted: ScriptedModel) -> None:
+    tokenizer = scripted.checkpoint.tokenizer
+    prompt_ids = tokenizer.encode("say one")
+    read = [PromptLogprobs(-1.5, ((prompt_ids[1], -1.5),))]
+    lists = TextLogprobs(tokenizer).prompt("say one", prompt_ids, read)
+    assert "".join(lists["tokens"]) == "say one"
+    assert lists["token_logprobs"] == [None, -1.5, *[None] * (len(prompt_ids) - 2)]
 
 
 def test_tokens_that_are_no_characters_have_names_of_their_own(ask: Callable[..., Any]) -> None:
