@@ -255,7 +255,8 @@ def test_going_away_ends_the_work(client: httpx.Client, scripted: ScriptedModel)
         client.post("/api/generate", json=prompt("random", stream=False), timeout=0.4)
     until(lambda: scripted.engine.stats().num_running == 0)
     with client.stream("POST", "/api/chat", json=chat("random")) as response:
-        next(response.iter_bytes())
+        pieces = response.iter_bytes()  # dropping the iterator would close the connection
+        next(pieces)
         until(lambda: scripted.engine.stats().num_running == 1)
     until(lambda: scripted.engine.stats().num_running == 0)
 

@@ -299,7 +299,8 @@ def test_going_away_ends_the_work(client: httpx.Client, scripted: ScriptedModel)
         client.post(PATH, json=body("random", max_output_tokens=2000), timeout=0.4)
     until(lambda: scripted.engine.stats().num_running == 0)
     with client.stream("POST", PATH, json=body("random", max_output_tokens=2000, stream=True)) as response:
-        next(response.iter_bytes())
+        pieces = response.iter_bytes()  # dropping the iterator would close the connection
+        next(pieces)
         until(lambda: scripted.engine.stats().num_running == 1)
     until(lambda: scripted.engine.stats().num_running == 0)
 

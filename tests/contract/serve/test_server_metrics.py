@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,11 +70,12 @@ def counted() -> Iterator[LiveServer]:
         client.post("/v1/chat/completions", json={**CHAT, "model": "none"})
         client.get("/no/such/path")
         live.model.backend.hold_after = 2
-        with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as stream:
-            next(stream.iter_lines())
-        live.model.backend.hold.set()
+        with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}):
+            while live.model.backend.hold.is_set():
+                pass
         while not live.app.context.metrics.of("scripted").num_ends["cancelled"]:
             pass
+        live.model.backend.hold.set()
         yield live
 
 
@@ -170,16 +172,15 @@ def test_a_scrape_waits_for_no_step(counted: LiveServer) -> None:
     with counted.client() as client:
         backend.hold_after = 2
         with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as stream:
-            next(stream.iter_lines())
-            for _ in range(100):
-                scrape = Scrape(client)
-                if scrape.value("subsecond_step_running_seconds", model_name="scripted"):
-                    break
-            else:
-                pytest.fail(f"no step is held: {counted.model.engine.stats()}, {list(stream.iter_lines())}")
+            lines = stream.iter_lines()  # dropping the iterator would close the connection
+            next(lines)
+            give_up_s = time.monotonic() + 30
+            while not (scrape := Scrape(client)).value("subsecond_step_running_seconds", model_name="scripted"):
+                assert time.monotonic() < give_up_s, f"no step is held: {counted.model.engine.stats()}"
             assert scrape.value("vllm:num_requests_running", model_name="scripted") == 1
             assert 0 < scrape.value("vllm:kv_cache_usage_perc", model_name="scripted") < 1
             backend.hold.set()
+            assert list(lines)
 
 
 def test_buckets_are_cumulative_and_hold_their_bound() -> None:
