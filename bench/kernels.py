@@ -129,7 +129,7 @@ def time_attention(
     runner = timer.runner(head_dim, num_kv_heads, (group,), context=max(CONTEXTS))
     for start in range(0, max(CONTEXTS), 512):
         runner.run(512, start)
-    kv_bytes = num_kv_heads * _native.kv_head_bytes(isa, head_dim) / _native.BLOCK_TOKENS
+    kv_bytes = num_kv_heads * _native.kv_head_bytes(isa, "", head_dim) / _native.BLOCK_TOKENS
     for context in CONTEXTS:
         for count in rows:
             seconds = runner.operator_seconds(NUM_RUNS, count, context - count)[f"{group}"]

@@ -80,12 +80,6 @@ nb::dict missing_features() {
   return d;
 }
 
-const Kernels& checked_kernels(const std::string& isa) {
-  const Kernels* kernels = find_kernels(isa);
-  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
-  return *kernels;
-}
-
 nb::list run_self_test(const std::string& isa) {
   const Kernels& kernels = checked_kernels(isa);
   std::vector<SelfTestResult> results;
@@ -103,7 +97,16 @@ void check_threads(int num_threads) {
   if (num_threads < 1 || num_threads > 1024) throw nb::value_error("1 to 1024 threads");
 }
 
-int64_t kv_head_bytes(const std::string& isa, int64_t head_dim) { return checked_kernels(isa).head_bytes(head_dim); }
+std::vector<std::string> kv_types(const std::string& isa) {
+  std::vector<std::string> names;
+  for (const AttentionKernels& attention : checked_kernels(isa).attention)
+    if (attention.kv_type) names.emplace_back(attention.kv_type);
+  return names;
+}
+
+int64_t kv_head_bytes(const std::string& isa, const std::string& kv_type, int64_t head_dim) {
+  return checked_attention(checked_kernels(isa), kv_type).head_bytes(head_dim);
+}
 
 std::vector<std::tuple<std::string, std::string, double>> peaks(int num_threads, double try_s) {
   check_threads(num_threads);
@@ -145,6 +148,19 @@ double processor_share(int num_threads, double seconds) {
 }
 
 }  // namespace
+
+const Kernels& checked_kernels(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa);
+  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
+  return *kernels;
+}
+
+const AttentionKernels& checked_attention(const Kernels& kernels, const std::string& kv_type) {
+  const AttentionKernels* attention = find_attention(kernels, kv_type);
+  if (!attention)
+    throw nb::value_error(("keys and values of " + std::string(kernels.isa) + " cannot be " + kv_type).c_str());
+  return *attention;
+}
 
 Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_inputs) {
   constexpr int64_t kLargest = int64_t{1} << 31;
@@ -207,10 +223,9 @@ NB_MODULE(_native, module) {
   module.def(
       "arithmetic", [](const std::string& isa) { return checked_kernels(isa).arithmetic; }, nb::arg("isa"),
       "Arithmetic of the linears of an instruction set: i16 or bf16.");
-  module.def(
-      "kv_type", [](const std::string& isa) { return checked_kernels(isa).kv_type; }, nb::arg("isa"),
-      "Type of keys and values of an instruction set: f32 or bf16.");
-  module.def("kv_head_bytes", &kv_head_bytes, nb::arg("isa"), nb::arg("head_dim"),
+  module.def("kv_types", &kv_types, nb::arg("isa"),
+             "Types of keys and values of an instruction set, the default first: f16 and int8, bf16 with AMX.");
+  module.def("kv_head_bytes", &kv_head_bytes, nb::arg("isa"), nb::arg("kv_type"), nb::arg("head_dim"),
              "Bytes of one key/value block of one head.");
   module.attr("BLOCK_TOKENS") = kBlockTokens;
   bind_executor(module);

@@ -29,6 +29,12 @@ inline nb::object as_array(Buffer&& buffer) {
   return nb::cast(nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(owned->data(), {owned->size()}, owner));
 }
 
+// The kernels of that instruction set; ValueError when it cannot run here.
+const Kernels& checked_kernels(const std::string& isa);
+
+// Its attention for that type of keys and values, the default for an empty name; ValueError when there is none.
+const AttentionKernels& checked_attention(const Kernels& kernels, const std::string& kv_type);
+
 // The format of that name, when a weight of this shape can have it; ValueError otherwise.
 Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_inputs);
 

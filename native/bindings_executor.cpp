@@ -15,14 +15,14 @@ namespace subsecond {
 namespace {
 
 // The key/value cache of all layers in bytes, or -1 when that is no size a machine could have.
-int64_t cache_bytes(const Kernels& kernels, const ExecutorConfig& config) {
-  int64_t bytes = kernels.head_bytes(config.head_dim);
+int64_t cache_bytes(const AttentionKernels& attention, const ExecutorConfig& config) {
+  int64_t bytes = attention.head_bytes(config.head_dim);
   for (const int64_t factor : {config.num_layers, config.num_blocks, config.num_kv_heads})
     if (__builtin_mul_overflow(bytes, factor, &bytes) || bytes > int64_t{1} << 46) return -1;
   return bytes;
 }
 
-ExecutorConfig checked_config(const Kernels& kernels, const ExecutorConfig& config) {
+ExecutorConfig checked_config(const AttentionKernels& attention, const ExecutorConfig& config) {
   if (config.num_threads < 1 || config.max_rows < 1 || config.num_blocks < 1)
     throw nb::value_error("threads, rows and blocks are at least 1");
   // Bounds far above any use, below which no product of sizes overflows.
@@ -33,14 +33,8 @@ ExecutorConfig checked_config(const Kernels& kernels, const ExecutorConfig& conf
   if (config.output_width < 1 || config.all_floats < 0 || config.selected_floats < 0 || config.num_layers < 0 ||
       config.num_kv_heads < 1)
     throw nb::value_error("sizes of an executor must not be negative");
-  if (cache_bytes(kernels, config) < 0) throw nb::value_error("so many key/value blocks fit into no memory");
+  if (cache_bytes(attention, config) < 0) throw nb::value_error("so many key/value blocks fit into no memory");
   return config;
-}
-
-const Kernels& checked_kernels(const std::string& isa) {
-  const Kernels* kernels = find_kernels(isa);
-  if (!kernels) throw nb::value_error(("instruction set " + isa + " cannot run here").c_str());
-  return *kernels;
 }
 
 Call::Index checked_index(const std::string& name) {
@@ -53,10 +47,11 @@ Call::Index checked_index(const std::string& name) {
 
 class PyExecutor {
  public:
-  PyExecutor(const std::string& isa, int num_threads, int64_t max_rows, int64_t output_width, int64_t all_floats,
-             int64_t selected_floats, int64_t num_layers, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim)
-      : executor_(checked_kernels(isa),
-                  checked_config(checked_kernels(isa),
+  PyExecutor(const std::string& isa, const std::string& kv_type, int num_threads, int64_t max_rows,
+             int64_t output_width, int64_t all_floats, int64_t selected_floats, int64_t num_layers, int64_t num_blocks,
+             int64_t num_kv_heads, int64_t head_dim)
+      : executor_(checked_kernels(isa), checked_attention(checked_kernels(isa), kv_type),
+                  checked_config(checked_attention(checked_kernels(isa), kv_type),
                                  ExecutorConfig{num_threads, max_rows, output_width, all_floats, selected_floats,
                                                 num_layers, num_blocks, num_kv_heads, head_dim})) {}
 
@@ -366,10 +361,11 @@ class PyExecutor {
 
 void bind_executor(nb::module_& module) {
   nb::class_<PyExecutor>(module, "Executor", "Runs one segment of a plan; see executor.h.")
-      .def(nb::init<const std::string&, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(),
-           nb::arg("isa"), nb::arg("num_threads"), nb::arg("max_rows"), nb::arg("output_width"), nb::arg("all_floats"),
-           nb::arg("selected_floats"), nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("num_kv_heads"),
-           nb::arg("head_dim"))
+      .def(nb::init<const std::string&, const std::string&, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                    int64_t, int64_t>(),
+           nb::arg("isa"), nb::arg("kv_type"), nb::arg("num_threads"), nb::arg("max_rows"), nb::arg("output_width"),
+           nb::arg("all_floats"), nb::arg("selected_floats"), nb::arg("num_layers"), nb::arg("num_blocks"),
+           nb::arg("num_kv_heads"), nb::arg("head_dim"))
       .def("add_weight", &PyExecutor::add_weight, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
            nb::arg("packed").noconvert())
       .def("add_vector", &PyExecutor::add_vector, nb::arg("values").noconvert())

@@ -176,4 +176,10 @@ const Kernels* find_kernels(const std::string& isa) {
   return nullptr;
 }
 
+const AttentionKernels* find_attention(const Kernels& kernels, const std::string& kv_type) {
+  for (const AttentionKernels& attention : kernels.attention)
+    if (attention.kv_type && (kv_type.empty() || kv_type == attention.kv_type)) return &attention;
+  return nullptr;
+}
+
 }  // namespace subsecond

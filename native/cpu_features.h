@@ -35,4 +35,7 @@ const std::vector<const Kernels*>& available_kernels();
 // The table of that instruction set, the best one for an empty name; null when it cannot run here or is unknown.
 const Kernels* find_kernels(const std::string& isa);
 
+// The attention kernels for that type of keys and values, the default ones for an empty name; null when there are none.
+const AttentionKernels* find_attention(const Kernels& kernels, const std::string& kv_type);
+
 }  // namespace subsecond

@@ -22,13 +22,14 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 
 }  // namespace
 
-Executor::Executor(const Kernels& kernels, const ExecutorConfig& config)
+Executor::Executor(const Kernels& kernels, const AttentionKernels& attention, const ExecutorConfig& config)
     : kernels_(kernels),
+      attention_(attention),
       config_(config),
       all_(static_cast<size_t>(config.all_floats * config.max_rows) * sizeof(float)),
       selected_(static_cast<size_t>(config.selected_floats * config.max_rows) * sizeof(float)),
       cache_(static_cast<size_t>(config.num_layers * config.num_blocks * config.num_kv_heads *
-                                 kernels.head_bytes(config.head_dim))) {}
+                                 attention.head_bytes(config.head_dim))) {}
 
 int Executor::add_rotary(std::vector<double> frequencies, bool is_interleaved, double magnitude) {
   rotaries_.push_back({std::move(frequencies), is_interleaved, magnitude, {}});
@@ -92,8 +93,8 @@ void Executor::prepare_attention(const Batch& batch) {
   spans_.clear();
   stores_.clear();
   attends_.clear();
-  int64_t attend_rows = kernels_.attend_rows(longest_group_);
-  if (kernels_.attend_part) {
+  int64_t attend_rows = attention_.attend_rows(longest_group_);
+  if (attention_.attend_part) {
     const int64_t fair = batch.num_rows * config_.num_kv_heads / (kPiecesPerThread * config_.num_threads);
     attend_rows = std::clamp<int64_t>(fair, 1, attend_rows);
   }
@@ -120,7 +121,7 @@ void Executor::prepare_attention(const Batch& batch) {
 // Threads share positions where the longest piece would keep one of them busy while others wait.
 void Executor::split_attention() {
   parts_.clear();
-  if (!kernels_.attend_part) return;
+  if (!attention_.attend_part) return;
   int64_t longest = 0, total = 0, num_floats = 0;
   for (Piece& piece : attends_) {
     const int64_t num_rows = piece.end - piece.begin;
@@ -143,7 +144,7 @@ void Executor::split_attention() {
 
 // Floats that one key/value head has of a part.
 int64_t Executor::floats_of_part(const Piece& piece) const {
-  return (piece.end - piece.begin) * longest_group_ * kernels_.part_floats(config_.head_dim);
+  return (piece.end - piece.begin) * longest_group_ * attention_.part_floats(config_.head_dim);
 }
 
 int64_t Executor::rows_of(const Operand& operand, const Batch& batch) const {
@@ -197,7 +198,7 @@ AttentionArgs Executor::attention_args(const Call& call, const Batch& batch) con
   args.key = locate(call.inputs[1], batch);
   args.value = locate(call.inputs[2], batch);
   args.output = locate(call.output, batch);
-  const int64_t head_bytes = kernels_.head_bytes(call.head_dim);
+  const int64_t head_bytes = attention_.head_bytes(call.head_dim);
   args.cache = {cache_.data() + call.layer * config_.num_blocks * config_.num_kv_heads * head_bytes, head_bytes};
   if (call.rotary >= 0) args.rotary = rotary_args(call.rotary);
   args.num_heads = call.num_heads;
@@ -219,10 +220,10 @@ void Executor::run_attention(const Call& call, Step& step) {
              step.scratch);
     });
   };
-  each(stores_, kernels_.store_kv);
+  each(stores_, attention_.store_kv);
   step.barrier.wait();
   if (parts_.empty())
-    each(attends_, kernels_.attend);
+    each(attends_, attention_.attend);
   else
     run_split_attention(args, step);
 }
@@ -234,15 +235,16 @@ void Executor::run_split_attention(const AttentionArgs& args, Step& step) {
   step.share(static_cast<int64_t>(parts_.size()), [&](int64_t item) {
     const Part& part = parts_[static_cast<size_t>(item)];
     const Piece& piece = attends_[static_cast<size_t>(part.piece)];
-    kernels_.attend_part(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, part.kv_head, part.part,
-                         results_of(piece, part.kv_head) + part.part * floats_of_part(piece), step.scratch);
+    attention_.attend_part(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, part.kv_head,
+                           part.part, results_of(piece, part.kv_head) + part.part * floats_of_part(piece),
+                           step.scratch);
   });
   step.barrier.wait();
   step.share(static_cast<int64_t>(attends_.size()) * args.num_kv_heads, [&](int64_t item) {
     const Piece& piece = attends_[static_cast<size_t>(item / args.num_kv_heads)];
     const int64_t head = item % args.num_kv_heads;
-    kernels_.merge_parts(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, head,
-                         results_of(piece, head), floats_of_part(piece), step.scratch);
+    attention_.merge_parts(args, spans_[static_cast<size_t>(piece.span)], piece.begin, piece.end, head,
+                           results_of(piece, head), floats_of_part(piece), step.scratch);
   });
 }
 

@@ -89,7 +89,8 @@ struct alignas(64) WorkQueue {
 
 class Executor {
  public:
-  Executor(const Kernels& kernels, const ExecutorConfig& config);
+  // `attention` is one of `kernels`.
+  Executor(const Kernels& kernels, const AttentionKernels& attention, const ExecutorConfig& config);
 
   // `frequencies`: radians per position of each pair; cosines and sines are multiplied by `magnitude`. Returns the
   // index that calls refer to.
@@ -123,7 +124,7 @@ class Executor {
     int64_t results = 0;        // floats before those of its parts, [key/value heads][parts][rows][heads]
     int64_t num_parts() const { return (num_positions + kPartTokens - 1) / kPartTokens; }
   };
-  // What one thread does of attends_[piece] when threads share positions; see Kernels::attend_part.
+  // What one thread does of attends_[piece] when threads share positions; see AttentionKernels::attend_part.
   struct Part {
     int64_t piece;
     int64_t kv_head;
@@ -151,6 +152,7 @@ class Executor {
 
   std::mutex mutex_;  // one step at a time
   const Kernels& kernels_;
+  const AttentionKernels& attention_;
   ExecutorConfig config_;
   std::vector<Call> calls_;
   std::vector<Rotary> rotaries_;

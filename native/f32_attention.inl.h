@@ -1,9 +1,10 @@
-// Attention in float32 over keys and values that are stored as IEEE half precision; included by f32_kernels.inl.h.
+// Attention in float32 over keys and values that are stored as attention_cache.inl.h says; included by
+// f32_kernels.inl.h.
 //
-// A block of 32 positions of one head is K [head_dim][32] then V [32][value_width]. Parts of kPartTokens positions, by
-// their absolute number, have a softmax of their own and are merged in their order (flash attention with split keys,
-// Dao 2023, arXiv 2307.08691). Within a part, every score is one chain of multiply-adds over the channels, every output
-// one chain over the positions that the row sees, so a row comes out the same beside any others. The queries of a
+// Parts of kPartTokens positions, by their absolute number, have a softmax of their own and are merged in their order
+// (flash attention with split keys, Dao 2023, arXiv 2307.08691). Within a part, every score is one chain of
+// multiply-adds over the channels, every output one chain over the positions that the row sees, so a row comes out the
+// same beside any others. Factors of codes are multiplied to the sums of scores and to the weights. The queries of a
 // batch, pairs of a row and a head of one group, share what is loaded of K and V.
 //
 // The including file defines kScoreQueries by kScoreVectors and kValueQueries by kValueVectors: the accumulators that
@@ -12,53 +13,17 @@
 constexpr int64_t kBatchQueries = 144;  // enough to make expanding K and V cheap; their scores of a part are 96 KB
 constexpr float kLog2E = 1.44269504f;
 
-static int64_t value_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-
-static int64_t head_bytes(int64_t head_dim) {
-  return kBlockTokens * (head_dim + value_width(head_dim)) * static_cast<int64_t>(sizeof(uint16_t));
-}
-
 static int64_t attend_rows(int64_t group) { return group < kBatchQueries ? kBatchQueries / group : 1; }
 
 // Floats of what a query has of a part, or of all parts so far: outputs, the largest score and the sum of weights.
 static int64_t part_floats(int64_t head_dim) { return value_width(head_dim) + 16; }
 
-static inline const uint16_t* head_block(const AttentionArgs& args, const Span& span, int64_t block, int64_t kv_head) {
-  const int64_t index = span.blocks[block] * args.num_kv_heads + kv_head;
-  return reinterpret_cast<const uint16_t*>(args.cache.data + index * args.cache.head_bytes);
-}
-
-// Beyond the range of half precision values become the largest one, so that no sum meets infinity; NaN stays NaN.
-static inline void store_halves(uint16_t* p, V v) {
-  V::store_half(p, V::max(V::set1(-65504.0f), V::min(V::set1(65504.0f), v)));
-}
-
-static void store_kv(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
-                     uint8_t* scratch) {
-  const int64_t head_dim = args.head_dim, width = value_width(head_dim);
-  float* rotated = reinterpret_cast<float*>(scratch);
-  uint16_t* halves = reinterpret_cast<uint16_t*>(rotated + width);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t position = span.position + (row - span.row_start), slot = position % kBlockTokens;
-    uint16_t* keys = const_cast<uint16_t*>(head_block(args, span, position / kBlockTokens, kv_head));
-    uint16_t* values = keys + kBlockTokens * head_dim + slot * width;
-    const float* key = args.key.row(row) + kv_head * head_dim;
-    const float* value = args.value.row(row) + kv_head * head_dim;
-    if (args.rotary.dims) {
-      rotate_head(key, rotated, args.rotary, position, head_dim);
-      key = rotated;
-    }
-    for (int64_t c = 0; c < head_dim; c += 16) {
-      store_halves(halves + c, load_lanes(key + c, head_dim - c));
-      store_halves(values + c, load_lanes(value + c, head_dim - c));
-    }
-    for (int64_t c = 0; c < head_dim; ++c) keys[c * kBlockTokens + slot] = halves[c];
-  }
-}
-
 // --- a batch of queries ---------------------------------------------------------------------------------------------
 
+template <class Kv>
 struct QueryBatch {
+  using Code = typename Kv::Code;
+
   const AttentionArgs& args;
   const Span& span;
   int64_t kv_head;
@@ -68,6 +33,10 @@ struct QueryBatch {
   float* part;      // [count][part_floats]
   float* total;     // [count][part_floats]
   float* expanded;  // keys or values of a block
+  float* factors;   // [kPartTokens], of the values of a part
+  float* origin;    // [value_width], of a block
+  float* shifts;    // [count], products with it
+  float* plain;     // [count][value_width], the queries once more
   Visible visible[kBatchQueries];
 
   QueryBatch(const AttentionArgs& attention, const Span& rows, int64_t head, uint8_t* scratch)
@@ -78,30 +47,45 @@ struct QueryBatch {
     part = scores + padded * kPartTokens;
     total = part + kBatchQueries * part_floats(args.head_dim);
     expanded = total + kBatchQueries * part_floats(args.head_dim);
+    factors = expanded + kBlockTokens * value_width(args.head_dim);
+    origin = factors + kPartTokens;
+    shifts = origin + value_width(args.head_dim);
+    plain = shifts + padded;
   }
-  const uint16_t* keys(int64_t block) const { return head_block(args, span, block, kv_head); }
+  HeadBlock<Kv> block(int64_t index) const { return head_block<Kv>(args, span, index, kv_head); }
+  const Code* keys(int64_t index) const { return block(index).keys(); }
   // Those `distance` positions ahead, or the last ones.
-  const uint16_t* keys_ahead(int64_t start, int64_t distance) const {
+  const Code* keys_ahead(int64_t start, int64_t distance) const {
     const int64_t last = visible[count - 1].end - 1;
     return keys((start + distance < last ? start + distance : last) / kBlockTokens);
   }
-  const uint16_t* values(int64_t block) const { return keys(block) + kBlockTokens * args.head_dim; }
+  const Code* values(int64_t index) const { return block(index).values(); }
   // Whether all queries are held in registers at once: then keys and values are read where they are stored.
   bool is_small() const { return count <= kScoreQueries; }
 };
 
 static int64_t attend_scratch_bytes(int64_t head_dim) {
   const int64_t queries = kBatchQueries + kScoreQueries;
-  const int64_t floats =
-      queries * (head_dim + kPartTokens + 2 * part_floats(head_dim)) + kBlockTokens * value_width(head_dim);
+  const int64_t floats = queries * (head_dim + kPartTokens + 2 * part_floats(head_dim) + 1 + value_width(head_dim)) +
+                         (kBlockTokens + 1) * value_width(head_dim) + kPartTokens;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
+// A query as it meets keys in codes: rotated and multiplied, with zeros up to a multiple of 16.
+static inline const float* load_row(const float* query, int64_t head_dim, float factor, float* row) {
+  for (int64_t c = 0; c < head_dim; c += 16) V::store(row + c, load_lanes(query + c, head_dim - c));
+  rotate(row, head_dim);
+  for (int64_t c = 0; c < head_dim; c += 16) V::store(row + c, V::mul(V::load(row + c), V::set1(factor)));
+  return row;
+}
+
 // The queries [first, first + count) of a piece of work, counted row by row.
-static inline void load_queries(QueryBatch& batch, int64_t begin, int64_t first, int64_t count) {
+template <class Kv>
+static inline void load_queries(QueryBatch<Kv>& batch, int64_t begin, int64_t first, int64_t count) {
   const AttentionArgs& args = batch.args;
   const int64_t group = args.num_heads / args.num_kv_heads, head_dim = args.head_dim;
-  const float factor = args.softcap > 0.0f ? args.scale : args.scale * kLog2E;
+  float factor = args.softcap > 0.0f ? args.scale : args.scale * kLog2E;
+  if constexpr (Kv::kIsScaled) factor /= Rotation(head_dim).factor();
   batch.count = count;
   for (int64_t q = 0; q < count; ++q) {
     const int64_t row = begin + (first + q) / group, position = batch.span.position + (row - batch.span.row_start);
@@ -110,8 +94,9 @@ static inline void load_queries(QueryBatch& batch, int64_t begin, int64_t first,
       rotate_head(query, batch.expanded, args.rotary, position, head_dim);
       query = batch.expanded;
     }
+    if constexpr (Kv::kIsScaled) query = load_row(query, head_dim, factor, batch.plain + q * value_width(head_dim));
     float* out = batch.queries + q / kScoreQueries * kScoreQueries * head_dim + q % kScoreQueries;
-    for (int64_t c = 0; c < head_dim; ++c) out[c * kScoreQueries] = query[c] * factor;
+    for (int64_t c = 0; c < head_dim; ++c) out[c * kScoreQueries] = Kv::kIsScaled ? query[c] : query[c] * factor;
     batch.visible[q] = visible_to(args, batch.span, position);
   }
 }
@@ -121,14 +106,12 @@ static inline Visible overlap(Visible visible, int64_t start, int64_t count) {
 }
 
 // The positions of [start, start + count) that any of these queries sees; later rows see no earlier positions.
-static inline Visible seen_by(const QueryBatch& batch, int64_t first, int64_t end, int64_t start, int64_t count) {
+template <class Kv>
+static inline Visible seen_by(const QueryBatch<Kv>& batch, int64_t first, int64_t end, int64_t start, int64_t count) {
   return overlap({batch.visible[first].begin, batch.visible[end - 1].end}, start, count);
 }
 
 // --- scores and weights ---------------------------------------------------------------------------------------------
-
-static inline V read(const uint16_t* p) { return codes_f16(reinterpret_cast<const uint8_t*>(p)); }
-static inline V read(const float* p) { return V::load(p); }
 
 template <int N, class F>
 static inline void with_count(int64_t count, F f) {
@@ -137,11 +120,24 @@ static inline void with_count(int64_t count, F f) {
   f.template operator()<N>();
 }
 
+template <class Code>
+static inline const float* expand(const Code* stored, int64_t count, float* expanded) {
+  for (int64_t i = 0; i < count; i += 16) V::store(expanded + i, read(stored + i));
+  return expanded;
+}
+
+// What codes of keys stand for: their products times the factors [32] of the positions, plus the shift of each query.
+// Null where keys are numbers.
+struct Scaling {
+  const float* factors;
+  const float* shifts;
+};
+
 // Products of N queries [head_dim][kScoreQueries] with the keys [head_dim][32] of a block. What is needed next is
 // fetched line by line: a processor drops requests that come all at once.
-template <int N, class T>
-static inline void score_tile(const float* queries, const T* keys, int64_t head_dim, float* scores,
-                              const uint16_t* values, const uint16_t* next_keys) {
+template <int N, class T, class Code>
+static inline void score_tile(const float* queries, const T* keys, Scaling scaling, int64_t head_dim, float* scores,
+                              const Code* values, const Code* next_keys) {
   for (int at = 0; at < kBlockTokens; at += 16 * kScoreVectors) {
     V sums[N][kScoreVectors];
     for (int n = 0; n < N; ++n)
@@ -156,22 +152,41 @@ static inline void score_tile(const float* queries, const T* keys, int64_t head_
         for (int v = 0; v < kScoreVectors; ++v) sums[n][v] = V::fma(query, key[v], sums[n][v]);
       }
     }
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < kScoreVectors; ++v) V::store(scores + n * kPartTokens + at + 16 * v, sums[n][v]);
+    for (int v = 0; v < kScoreVectors; ++v)
+      for (int n = 0; n < N; ++n) {
+        V score = sums[n][v];
+        if (scaling.factors) score = V::fma(score, V::load(scaling.factors + at + 16 * v), V::set1(scaling.shifts[n]));
+        V::store(scores + n * kPartTokens + at + 16 * v, score);
+      }
   }
 }
 
-template <class T>
-static inline void score_block(const QueryBatch& batch, const T* keys, int64_t start, float* scores) {
-  const uint16_t* values = batch.values(start / kBlockTokens);
-  const uint16_t* next_keys = batch.keys_ahead(start, kBlockTokens);
+// Products of all queries with the origin of a block.
+template <class Kv>
+static inline void shift_queries(const QueryBatch<Kv>& batch, const HeadBlock<Kv>& block) {
+  const int64_t width = value_width(batch.args.head_dim);
+  const float* origin = expand(block.origin(), width, batch.origin);
+  for (int64_t q = 0; q < batch.count; ++q) {
+    V sum = V::set1(0.0f);
+    for (int64_t c = 0; c < width; c += 16)
+      sum = V::fma(V::load(batch.plain + q * width + c), V::load(origin + c), sum);
+    batch.shifts[q] = V::sum(sum);
+  }
+}
+
+template <class Kv, class T>
+static inline void score_block(const QueryBatch<Kv>& batch, const T* keys, int64_t start, float* scores) {
+  const HeadBlock<Kv> block = batch.block(start / kBlockTokens);
+  if constexpr (Kv::kIsScaled) shift_queries(batch, block);
+  const auto* next_keys = batch.keys_ahead(start, kBlockTokens);
   for (int64_t first = 0; first < batch.count; first += kScoreQueries) {
     const int64_t count = batch.count - first < kScoreQueries ? batch.count - first : kScoreQueries;
     const Visible seen = seen_by(batch, first, first + count, start, kBlockTokens);
     if (seen.begin >= seen.end) continue;
     with_count<kScoreQueries>(count, [&]<int N>() {
-      score_tile<N>(batch.queries + first * batch.args.head_dim, keys, batch.args.head_dim,
-                    scores + first * kPartTokens, values, next_keys);
+      const Scaling scaling = Kv::kIsScaled ? Scaling{block.key_factors(), batch.shifts + first} : Scaling{};
+      score_tile<N>(batch.queries + first * batch.args.head_dim, keys, scaling, batch.args.head_dim,
+                    scores + first * kPartTokens, block.values(), next_keys);
     });
   }
 }
@@ -199,8 +214,10 @@ static inline V keep_seen(V v, Visible seen, int64_t at, float other) {
   return keep_range(v, static_cast<int>(seen.begin - at), static_cast<int>(seen.end - at), other);
 }
 
-// Scores of one query become weights; `seen` are positions within the part.
-static inline void weigh(const AttentionArgs& args, Visible seen, float* scores, float& maximum, float& sum) {
+// Scores of one query become weights; `seen` are positions within the part. What is kept are weights times `factors`,
+// which are null where values have none.
+static inline void weigh(const AttentionArgs& args, Visible seen, const float* factors, float* scores, float& maximum,
+                         float& sum) {
   const int64_t begin = seen.begin / 16 * 16;
   V largest = V::set1(-__builtin_inff()), sums = V::set1(0.0f);
   for (int64_t at = begin; at < seen.end; at += 16) {
@@ -214,7 +231,7 @@ static inline void weigh(const AttentionArgs& args, Visible seen, float* scores,
   maximum = V::largest(largest);
   for (int64_t at = begin; at < seen.end; at += 16) {
     const V weight = keep_seen(exp2_v(V::sub(V::load(scores + at), V::set1(maximum))), seen, at, 0.0f);
-    V::store(scores + at, weight);
+    V::store(scores + at, factors ? V::mul(weight, V::load(factors + at)) : weight);
     sums = V::add(sums, weight);
   }
   sum = V::sum(sums);
@@ -223,9 +240,9 @@ static inline void weigh(const AttentionArgs& args, Visible seen, float* scores,
 // --- outputs --------------------------------------------------------------------------------------------------------
 
 // Adds positions [begin, end) of values [32][width] times their weights, N queries by W vectors of channels.
-template <int N, int W, class T>
+template <int N, int W, class T, class Code>
 static inline void value_tile(const float* weights, const T* values, int64_t width, Visible seen, float* outputs,
-                              int64_t stride, const uint16_t* next_keys) {
+                              int64_t stride, const Code* next_keys) {
   V sums[N][W];
   for (int n = 0; n < N; ++n)
     for (int w = 0; w < W; ++w) sums[n][w] = V::load(outputs + n * stride + 16 * w);
@@ -243,9 +260,9 @@ static inline void value_tile(const float* weights, const T* values, int64_t wid
     for (int w = 0; w < W; ++w) V::store(outputs + n * stride + 16 * w, sums[n][w]);
 }
 
-template <int N, class T>
+template <int N, class T, class Code>
 static inline void value_rows(const float* weights, const T* values, int64_t width, Visible seen, float* outputs,
-                              const uint16_t* next_keys) {
+                              const Code* next_keys) {
   const int64_t stride = width + 16;
   int64_t c = 0;
   for (; c + 16 * kValueVectors <= width; c += 16 * kValueVectors)
@@ -254,12 +271,12 @@ static inline void value_rows(const float* weights, const T* values, int64_t wid
 }
 
 // Positions that only some of N queries see are added for each alone, before and after those that all see.
-template <int N, class T>
-static inline void value_queries(const QueryBatch& batch, int64_t first, const T* values, int64_t start,
+template <int N, class Kv, class T>
+static inline void value_queries(const QueryBatch<Kv>& batch, int64_t first, const T* values, int64_t start,
                                  const float* weights) {
   const int64_t width = value_width(batch.args.head_dim), stride = part_floats(batch.args.head_dim);
   float* outputs = batch.part + first * stride;
-  const uint16_t* next_keys = batch.keys_ahead(start, kPartTokens);
+  const auto* next_keys = batch.keys_ahead(start, kPartTokens);
   if (batch.visible[first + N - 1].begin <= start && batch.visible[first].end >= start + kBlockTokens)
     return value_rows<N>(weights, values, width, {0, kBlockTokens}, outputs, next_keys);
   Visible seen[N], all{0, kBlockTokens};
@@ -278,8 +295,8 @@ static inline void value_queries(const QueryBatch& batch, int64_t first, const T
   for (int n = 0; n < N; ++n) alone(n, seen[n].begin > all.end ? seen[n].begin : all.end, seen[n].end);
 }
 
-template <class T>
-static inline void value_block(const QueryBatch& batch, const T* values, int64_t start, const float* weights) {
+template <class Kv, class T>
+static inline void value_block(const QueryBatch<Kv>& batch, const T* values, int64_t start, const float* weights) {
   for (int64_t first = 0; first < batch.count; first += kValueQueries) {
     const int64_t count = batch.count - first < kValueQueries ? batch.count - first : kValueQueries;
     with_count<kValueQueries>(
@@ -289,19 +306,18 @@ static inline void value_block(const QueryBatch& batch, const T* values, int64_t
 
 // --- parts ----------------------------------------------------------------------------------------------------------
 
-static inline const float* expand(const uint16_t* stored, int64_t count, float* expanded) {
-  for (int64_t i = 0; i < count; i += 16) V::store(expanded + i, read(stored + i));
-  return expanded;
-}
-
 // Fills batch.part for the part at `start`; queries that see nothing of it keep a sum of 0.
-static inline void attend_to_part(const QueryBatch& batch, int64_t start) {
+template <class Kv>
+static inline void attend_to_part(const QueryBatch<Kv>& batch, int64_t start) {
   const int64_t head_dim = batch.args.head_dim, width = value_width(head_dim), stride = part_floats(head_dim);
   const Visible seen = seen_by(batch, 0, batch.count, start, kPartTokens);
   const int64_t first_block = seen.begin / kBlockTokens * kBlockTokens;
   for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
-    const uint16_t* keys = batch.keys(at / kBlockTokens);
+    const auto* keys = batch.keys(at / kBlockTokens);
     float* scores = batch.scores + (at - start);
+    if constexpr (Kv::kIsScaled)
+      __builtin_memcpy(batch.factors + (at - start), batch.block(at / kBlockTokens).value_factors(),
+                       kBlockTokens * sizeof(float));
     if (batch.is_small())
       score_block(batch, keys, at, scores);
     else
@@ -312,10 +328,11 @@ static inline void attend_to_part(const QueryBatch& batch, int64_t start) {
     const Visible own = overlap(batch.visible[q], start, kPartTokens);
     float* state = batch.part + q * stride + width;
     if (own.begin < own.end)
-      weigh(batch.args, {own.begin - start, own.end - start}, batch.scores + q * kPartTokens, state[0], state[1]);
+      weigh(batch.args, {own.begin - start, own.end - start}, Kv::kIsScaled ? batch.factors : nullptr,
+            batch.scores + q * kPartTokens, state[0], state[1]);
   }
   for (int64_t at = first_block; at < seen.end; at += kBlockTokens) {
-    const uint16_t* values = batch.values(at / kBlockTokens);
+    const auto* values = batch.values(at / kBlockTokens);
     const float* weights = batch.scores + (at - start);
     if (batch.is_small())
       value_block(batch, values, at, weights);
@@ -347,11 +364,11 @@ static inline void store_output(const AttentionArgs& args, int64_t row, int64_t 
 }
 
 // Calls visit(batch, first) for the queries of a piece of work, as many as a batch holds at a time.
-template <class Visit>
+template <class Kv, class Visit>
 static inline void each_batch(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
                               uint8_t* scratch, Visit visit) {
   const int64_t num_queries = (end - begin) * (args.num_heads / args.num_kv_heads);
-  QueryBatch batch(args, span, kv_head, scratch);
+  QueryBatch<Kv> batch(args, span, kv_head, scratch);
   for (int64_t first = 0; first < num_queries; first += kBatchQueries) {
     const int64_t left = num_queries - first;
     load_queries(batch, begin, first, left < kBatchQueries ? left : kBatchQueries);
@@ -359,11 +376,12 @@ static inline void each_batch(const AttentionArgs& args, const Span& span, int64
   }
 }
 
+template <class Kv>
 static void attend(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
                    uint8_t* scratch) {
   const int64_t group = args.num_heads / args.num_kv_heads, stride = part_floats(args.head_dim);
   const int64_t width = value_width(args.head_dim);
-  each_batch(args, span, begin, end, kv_head, scratch, [&](const QueryBatch& batch, int64_t first) {
+  each_batch<Kv>(args, span, begin, end, kv_head, scratch, [&](const QueryBatch<Kv>& batch, int64_t first) {
     const Visible seen{batch.visible[0].begin, batch.visible[batch.count - 1].end};
     for (int64_t start = seen.begin / kPartTokens * kPartTokens; start < seen.end; start += kPartTokens) {
       attend_to_part(batch, start);
@@ -375,10 +393,11 @@ static void attend(const AttentionArgs& args, const Span& span, int64_t begin, i
   });
 }
 
+template <class Kv>
 static void attend_part(const AttentionArgs& args, const Span& span, int64_t begin, int64_t end, int64_t kv_head,
                         int64_t part, float* result, uint8_t* scratch) {
   const int64_t start = part * kPartTokens;
-  each_batch(args, span, begin, end, kv_head, scratch, [&](QueryBatch& batch, int64_t first) {
+  each_batch<Kv>(args, span, begin, end, kv_head, scratch, [&](QueryBatch<Kv>& batch, int64_t first) {
     const Visible seen = seen_by(batch, 0, batch.count, start, kPartTokens);
     if (seen.begin >= seen.end) return;
     batch.part = result + first * part_floats(args.head_dim);
@@ -399,4 +418,16 @@ static void merge_parts(const AttentionArgs& args, const Span& span, int64_t beg
       store_output(args, row, kv_head * group + h, total);
     }
   }
+}
+
+template <class Kv>
+static constexpr AttentionKernels attention_kernels() {
+  return {.kv_type = Kv::kName,
+          .head_bytes = head_bytes<Kv>,
+          .store_kv = store_kv<Kv>,
+          .attend = attend<Kv>,
+          .attend_rows = attend_rows,
+          .attend_part = attend_part<Kv>,
+          .merge_parts = merge_parts,
+          .part_floats = part_floats};
 }

@@ -199,9 +199,14 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
   __builtin_memcpy(output, padded, static_cast<size_t>(weight.num_inputs) * sizeof(float));
 }
 
-#include "f32_attention.inl.h"
+// Each needs what stands before it.
+// clang-format off
 #include "i16_linear.inl.h"
+#include "byte_codes.inl.h"
+#include "attention_cache.inl.h"
+#include "f32_attention.inl.h"
 #include "int8_linear.inl.h"
+// clang-format on
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
   const int64_t panels = kSumsBytes + 4 * (unpacked_bytes(padded_width(max_inputs)) + UnpackedTiles::kNumBytes);
@@ -212,17 +217,10 @@ static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
 static constexpr Kernels make_kernels(const char* isa) {
   return {.isa = isa,
           .arithmetic = "i16",
-          .kv_type = "f16",
           .stored = {activation_bytes, pack_rows, linear},
           .channel = {quantized_bytes, quantize_rows, channel_linear},
           .scratch_bytes = scratch_bytes,
-          .head_bytes = head_bytes,
-          .store_kv = store_kv,
-          .attend = attend,
-          .attend_rows = attend_rows,
-          .attend_part = attend_part,
-          .merge_parts = merge_parts,
-          .part_floats = part_floats,
+          .attention = {attention_kernels<Halves>(), attention_kernels<ByteCodes>()},
           .normalize = normalize,
           .rope = rope,
           .gated_activation = gated_activation,

@@ -20,6 +20,7 @@ namespace subsecond {
 constexpr int64_t kBlockTokens = 32;   // positions in a key/value block
 constexpr int64_t kPartTokens = 256;   // positions in a part of attention
 constexpr int64_t kGroupRows = 16;     // rows that pack_rows handles at once
+constexpr int kMaxKvTypes = 3;         // of one instruction set
 constexpr int64_t kLogitsBlock = 256;  // logits that block_maxima gives one value of
 
 // A float32 matrix whose rows are `stride` floats apart.
@@ -113,20 +114,13 @@ struct LinearKernels {
   void (*linear)(const LinearArgs&, int64_t begin, int64_t end, uint8_t* scratch);
 };
 
-struct Kernels {
-  const char* isa;
-  const char* arithmetic;
+// Attention over keys and values of one type.
+struct AttentionKernels {
   const char* kv_type;
-
-  LinearKernels stored;
-  LinearKernels channel;  // for weights of channel formats
-  const LinearKernels& linear_of(Format format) const { return is_channel(format) ? channel : stored; }
-
-  // Bytes of the scratch memory that each thread needs, for linears of up to so many inputs and for `attend`.
-  int64_t (*scratch_bytes)(int64_t max_inputs, int64_t head_dim);
   int64_t (*head_bytes)(int64_t head_dim);
 
-  // Rotate and store the keys and values of rows [begin, end) of a span, all in one block, for one head.
+  // Rotate and store the keys and values of rows [begin, end) of a span, all in one block, for one head. Rows at
+  // earlier positions of the block have been stored.
   void (*store_kv)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch);
   // Attend for rows [begin, end) of a span (at most attend_rows of them) and the query heads of one key/value head.
   void (*attend)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head, uint8_t* scratch);
@@ -140,6 +134,20 @@ struct Kernels {
   void (*merge_parts)(const AttentionArgs&, const Span&, int64_t begin, int64_t end, int64_t kv_head,
                       const float* parts, int64_t part_stride, uint8_t* scratch);
   int64_t (*part_floats)(int64_t head_dim);
+};
+
+struct Kernels {
+  const char* isa;
+  const char* arithmetic;
+
+  LinearKernels stored;
+  LinearKernels channel;  // for weights of channel formats
+  const LinearKernels& linear_of(Format format) const { return is_channel(format) ? channel : stored; }
+
+  // Bytes of the scratch memory that each thread needs, for linears of up to so many inputs and any attention.
+  int64_t (*scratch_bytes)(int64_t max_inputs, int64_t head_dim);
+  // One for every type of keys and values, the default first; without a name after the last. See find_attention.
+  AttentionKernels attention[kMaxKvTypes];
 
   // Element-wise operators on rows [begin, end).
   void (*normalize)(Matrix input, Matrix output, int64_t width, const NormArgs&, int64_t begin, int64_t end);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu_features.h"
+
 namespace subsecond {
 namespace {
 
@@ -145,14 +147,14 @@ struct AttentionForm {
 };
 
 // Every row is stored, those from `first` on attend.
-std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& form, int64_t num_rows, int64_t first,
-                                 Numbers numbers) {
+std::vector<float> run_attention(const Kernels& kernels, const AttentionKernels& attention, const AttentionForm& form,
+                                 int64_t num_rows, int64_t first, Numbers numbers) {
   constexpr int64_t head_dim = 64, num_heads = 3, num_kv_heads = 1;
   const int64_t num_blocks = (num_rows + kBlockTokens - 1) / kBlockTokens;
   std::vector<float> query = numbers.take(num_rows * num_heads * head_dim),
                      key = numbers.take(num_rows * num_kv_heads * head_dim),
                      value = numbers.take(num_rows * num_kv_heads * head_dim), output(query.size());
-  std::vector<uint8_t> cache(static_cast<size_t>(num_blocks * num_kv_heads * kernels.head_bytes(head_dim)) + 64);
+  std::vector<uint8_t> cache(static_cast<size_t>(num_blocks * num_kv_heads * attention.head_bytes(head_dim)) + 64);
   std::vector<uint8_t> scratch(static_cast<size_t>(kernels.scratch_bytes(64, head_dim)) + 64);
   const auto align = [](std::vector<uint8_t>& v) {
     return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
@@ -165,7 +167,7 @@ std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& fo
   args.key = {key.data(), num_kv_heads * head_dim};
   args.value = {value.data(), num_kv_heads * head_dim};
   args.output = {output.data(), num_heads * head_dim};
-  args.cache = {align(cache), kernels.head_bytes(head_dim)};
+  args.cache = {align(cache), attention.head_bytes(head_dim)};
   args.num_heads = num_heads;
   args.num_kv_heads = num_kv_heads;
   args.head_dim = head_dim;
@@ -173,13 +175,33 @@ std::vector<float> run_attention(const Kernels& kernels, const AttentionForm& fo
   args.window = form.window;
   args.softcap = form.softcap;
   args.is_causal = form.is_causal;
-  const int64_t step = kernels.attend_rows(num_heads / num_kv_heads);
+  const int64_t step = attention.attend_rows(num_heads / num_kv_heads);
   for (int64_t head = 0; head < num_kv_heads; ++head) {
-    for (int64_t row = 0; row < num_rows; ++row) kernels.store_kv(args, span, row, row + 1, head, align(scratch));
+    for (int64_t row = 0; row < num_rows; ++row) attention.store_kv(args, span, row, row + 1, head, align(scratch));
     for (int64_t row = first; row < num_rows; row += step)
-      kernels.attend(args, span, row, std::min(row + step, num_rows), head, align(scratch));
+      attention.attend(args, span, row, std::min(row + step, num_rows), head, align(scratch));
   }
   return output;
+}
+
+// Every type of keys and values gives the bits that the scalar kernels have for it. Those have no bf16, which is
+// compared with their default.
+void test_attention(const Kernels& kernels, const AttentionKernels& attention, std::vector<SelfTestResult>& results) {
+  const Kernels& reference = scalar::kernels();
+  const AttentionKernels* same = find_attention(reference, attention.kv_type);
+  const double tolerance = same ? 0.0 : 0.02;
+  const Numbers numbers;
+  const auto compare = [&](const char* name, const AttentionForm& form, int64_t num_rows, int64_t first) {
+    const std::vector<float> expected = run_attention(reference, same ? *same : *reference.attention, form, num_rows,
+                                                      first, numbers),
+                             actual = run_attention(kernels, attention, form, num_rows, first, numbers);
+    results.push_back(
+        {std::string(name) + "_" + attention.kv_type, relative_error(expected, actual), tolerance, digest_of(actual)});
+  };
+  compare("attention", {0, 0.0f, true}, 34, 0);
+  compare("attention_long", {0, 0.0f, true}, kPartTokens + 20, kPartTokens + 14);
+  compare("attention_window_softcap", {20, 0.5f, true}, 34, 0);
+  compare("attention_whole", {0, 0.0f, false}, 34, 0);
 }
 
 // Operators that are float32 in both arithmetics, on rows that fill no whole number of vectors.
@@ -232,16 +254,8 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   test_channel_linear(kernels, results);
-  const Numbers numbers;
-  const auto test_attention = [&](const char* name, const AttentionForm& form, int64_t num_rows, int64_t first) {
-    const std::vector<float> expected = run_attention(scalar::kernels(), form, num_rows, first, numbers),
-                             actual = run_attention(kernels, form, num_rows, first, numbers);
-    results.push_back({name, relative_error(expected, actual), tolerance, digest_of(actual)});
-  };
-  test_attention("attention", {0, 0.0f, true}, 34, 0);
-  test_attention("attention_long", {0, 0.0f, true}, kPartTokens + 20, kPartTokens + 14);
-  test_attention("attention_window_softcap", {20, 0.5f, true}, 34, 0);
-  test_attention("attention_whole", {0, 0.0f, false}, 34, 0);
+  for (const AttentionKernels& attention : kernels.attention)
+    if (attention.kv_type) test_attention(kernels, attention, results);
   test_element_wise(kernels, results);
   return results;
 }

@@ -26,7 +26,7 @@ from subsecond.measure.windows import windows_of_text
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
-    from subsecond.backends.native import Weights
+    from subsecond.backends.native import Kv, Weights
 
 FIGURES = ("perplexity", "perplexity_ratio", "mean_kl", "median_kl", "p99_kl", "top1_agreement")
 
@@ -40,12 +40,15 @@ def native(
     windows: Int32,
     isa: str | None = None,
     weights: Weights = "stored",
+    kv: Kv | None = None,
 ) -> Iterable[Float32]:
     """Our native backend; `isa` None is the best instruction set of this processor."""
     # Needs the built extension, which the other candidates do not.
     from subsecond.backends.native import load
 
-    backend = load(checkpoint, isa=isa, num_threads=options.threads, context_tokens=options.length, weights=weights)
+    backend = load(
+        checkpoint, isa=isa, num_threads=options.threads, context_tokens=options.length, weights=weights, kv=kv
+    )
     return forward_windows(backend, windows)
 
 
@@ -72,13 +75,13 @@ def torch_backend(checkpoint: Checkpoint, windows: Int32, dtype: torch.dtype) ->
 
 
 def make_candidates(options: argparse.Namespace, checkpoint: Checkpoint, windows: Int32) -> dict[str, LogitsSource]:
-    """The asked candidates by name; one native candidate for every instruction set and kind of weights."""
+    """The asked candidates by name; one of ours for every instruction set, kind of weights and of keys."""
     sources: dict[str, LogitsSource] = {}
     for name in options.against:
         if name == "native":
-            for isa, weights in product(options.isa or [None], options.weights):
-                label = "-".join(filter(None, (name, isa, weights if weights != "stored" else None)))
-                sources[label] = native(options, checkpoint, windows, isa, weights)
+            for isa, weights, kv in product(options.isa or [None], options.weights, options.kv or [None]):
+                parts = (name, isa, weights if weights != "stored" else None, f"kv-{kv}" if kv else None)
+                sources["-".join(filter(None, parts))] = native(options, checkpoint, windows, isa, weights, kv)
         else:
             sources[name] = CANDIDATES[name](options, checkpoint, windows)
     return sources
@@ -114,6 +117,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--weights", type=names_of, default=["stored"], help="stored, int8, int4 for native, one candidate each"
     )
+    parser.add_argument("--kv", type=names_of, default=[], help="f16, int8 for native, one candidate each")
     parser.add_argument("--llama-build", type=Path, help="work folder of bench/peers/llama_cpp/build.sh")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

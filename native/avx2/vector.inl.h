@@ -176,10 +176,11 @@ inline V codes_nonlinear(const uint8_t* p, int half) {
   return to_float(nonlinear(codes.low), nonlinear(codes.high));
 }
 
-inline V codes_s8(const uint8_t* p) {
-  const __m128i v = load16(p);
-  return to_float(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
+inline __m256i widen_s8(const uint8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
+
+inline V codes_s8(const uint8_t* p) { return to_float(widen_s8(p), widen_s8(p + 8)); }
 
 // Sixteen lanes of 32 bits, most often pairs of signed 16-bit codes.
 struct I {

@@ -40,6 +40,7 @@ def load(
     num_threads: int | None = None,
     context_tokens: int | None = None,
     weights: Literal["stored", "int8", "int4"] | None = None,
+    kv: Literal["f16", "int8"] | None = None,
 ) -> Model:
     """Load a model, ready to answer.
 
@@ -50,6 +51,8 @@ def load(
     context_tokens  tokens that the key/value memory holds, all live requests together; None takes the model's context
     weights         "stored" computes with the blocks of the file; "int8" and "int4" make lossy weights with activations
                     of eight bits; None takes what the artifact beside the model holds, "stored" without one
+    kv              how keys and values are kept: "f16", or "int8", which is lossy and takes about half of the memory;
+                    None takes the best that the instruction set has, bf16 with AMX and f16 without
 
     Raises:
         InputError: no such model, or a value that is not allowed.
@@ -71,21 +74,9 @@ def load(
     # reading weights leaves the interpreter free, so what prompts need is made ready meanwhile
     with ThreadPoolExecutor(1, "subsecond-load") as pool:
         text_side = pool.submit(_load_text_side, checkpoint)
-        if backend == "native":
-            from subsecond.backends import native
-
-            runner: Backend = native.load(
-                checkpoint,
-                isa=isa,
-                num_threads=num_threads,
-                context_tokens=context_tokens,
-                max_rows=MAX_STEP_ROWS,
-                weights=weights,
-            )
-        else:
-            if weights is not None:
-                raise InputError("weights is a setting of the native backend; leave it out with backend='torch'")
-            runner = _load_torch(checkpoint, isa, num_threads, context_tokens)
+        load_backend = _load_native if backend == "native" else _load_torch
+        settings = {"isa": isa, "num_threads": num_threads, "weights": weights, "kv": kv}
+        runner = load_backend(checkpoint, context_tokens, settings)
         try:
             text_side.result()
         except BaseException:
@@ -219,11 +210,16 @@ def _sampling_params(settings: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**settings)
 
 
-def _load_torch(
-    checkpoint: Checkpoint, isa: str | None, num_threads: int | None, context_tokens: int | None
-) -> Backend:
-    if isa is not None or num_threads is not None:
-        raise InputError("isa and num_threads are settings of the native backend; leave them out with backend='torch'")
+def _load_native(checkpoint: Checkpoint, context_tokens: int | None, settings: Mapping[str, Any]) -> Backend:
+    from subsecond.backends import native
+
+    return native.load(checkpoint, context_tokens=context_tokens, max_rows=MAX_STEP_ROWS, **settings)
+
+
+def _load_torch(checkpoint: Checkpoint, context_tokens: int | None, settings: Mapping[str, Any]) -> Backend:
+    for name, value in settings.items():
+        if value is not None:
+            raise InputError(f"{name} is a setting of the native backend; leave it out with backend='torch'")
     from subsecond.backends.torch import TorchBackend
 
     block_tokens = 32

@@ -111,10 +111,17 @@ def test_run_json_is_one_object(model: FakeModel, capsys: pytest.CaptureFixture[
 
 
 def test_flags_reach_the_model(model: FakeModel) -> None:
-    flags = "--isa avx2 --num-threads 1 --context-tokens 99 --weights int8"
+    flags = "--isa avx2 --num-threads 1 --context-tokens 99 --weights int8 --kv int8"
     sampling = "--top-k 5 --stop a --stop b --logit-bias 3=-2 --seed 4"
     assert cli.main(["run", "m", "hi", *flags.split(), *sampling.split()]) == 0
-    engine = {"backend": "native", "isa": "avx2", "num_threads": 1, "context_tokens": 99, "weights": "int8"}
+    engine = {
+        "backend": "native",
+        "isa": "avx2",
+        "num_threads": 1,
+        "context_tokens": 99,
+        "weights": "int8",
+        "kv": "int8",
+    }
     assert model.loaded == ("m", engine)
     params = SamplingParams(**model.settings)
     assert params == SamplingParams(top_k=5, stop=("a", "b"), logit_bias={3: -2.0}, seed=4)

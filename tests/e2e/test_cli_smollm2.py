@@ -43,6 +43,12 @@ def test_run_answers_a_question(smollm2_path: Path) -> None:
     assert "TTFT" in streamed.stderr and "tokens/s" in streamed.stderr
 
 
+def test_run_answers_with_keys_and_values_of_eight_bits(smollm2_path: Path) -> None:
+    (answer,) = run_json("run", str(smollm2_path), QUESTION, "--max-tokens", "24", "--kv", "int8")
+    assert "Paris" in answer["text"]
+    assert answer["variant"].endswith("/kv-int8")
+
+
 def test_the_same_seed_gives_the_same_answer(smollm2_path: Path) -> None:
     flags = ("--temperature", "1", "--top-p", "0.95", "--max-tokens", "12", "--seed")
     first, second, other = (

@@ -29,13 +29,18 @@ def checkpoint(smollm2_path: Path) -> Checkpoint:
 
 
 def check_chunks(
-    checkpoint: Checkpoint, isa: str, length: int, chunks: tuple[int, ...], weights: native.Weights = "stored"
+    checkpoint: Checkpoint,
+    isa: str,
+    length: int,
+    chunks: tuple[int, ...],
+    weights: native.Weights = "stored",
+    kv: native.Kv | None = None,
 ) -> None:
     window = np.array(checkpoint.tokenizer.encode(TEXT)[:length], np.int32)[np.newaxis]
     expected = None
     for num_threads in (1, 2):
         backend = native.load(
-            checkpoint, isa=isa, num_threads=num_threads, context_tokens=length, max_rows=512, weights=weights
+            checkpoint, isa=isa, num_threads=num_threads, context_tokens=length, max_rows=512, weights=weights, kv=kv
         )
         for chunk in chunks:
             (logits,) = forward_windows(backend, window, chunk)
@@ -54,6 +59,11 @@ def test_threads_and_chunks_keep_every_bit_of_lossy_weights(
     isa: str, weights: native.Weights, checkpoint: Checkpoint
 ) -> None:
     check_chunks(checkpoint, isa, 70, (70, 16, 1), weights)
+
+
+@pytest.mark.parametrize("isa", FAST_ISAS)
+def test_threads_and_chunks_keep_every_bit_of_int8_keys_and_values(isa: str, checkpoint: Checkpoint) -> None:
+    check_chunks(checkpoint, isa, 70, (70, 16, 1), kv="int8")
 
 
 @pytest.mark.acceptance

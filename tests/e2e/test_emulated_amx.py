@@ -17,7 +17,13 @@ pytestmark = [
     pytest.mark.skipif("avx512vnni" not in _native.available_isas(), reason="emulated tiles need AVX-512 beside them"),
 ]
 ROOT = Path(__file__).parents[2]
-TESTS = ("test_kernels.py", "test_attention_kernels.py", "test_channel_kernels.py", "test_native_backend.py")
+TESTS = (
+    "test_kernels.py",
+    "test_attention_kernels.py",
+    "test_attention_int8.py",
+    "test_channel_kernels.py",
+    "test_native_backend.py",
+)
 # Without `site`, no path file of this environment puts the installed package before the emulated one.
 RUN = """
 import sys

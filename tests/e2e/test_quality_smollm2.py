@@ -23,6 +23,7 @@ pytestmark = pytest.mark.real_model
 DATA = Path(__file__).parents[1] / "data"
 NEAR_TIE_LOGITS = 0.2  # bf16 rounding moves a logit of these models by a few hundredths; a gap below this can turn
 MAX_MEAN_KL = {isa: 0.001 if isa == "amx" else 1e-6 for isa in ISAS}
+MAX_KV_INT8_KL = 0.001
 PROMPTS = DATA.joinpath("prompts.txt").read_text().splitlines()
 
 
@@ -70,6 +71,15 @@ def test_divergence_of_lossy_weights(weights: native.Weights, checkpoint: Checkp
     most, least_agreement = {"int8": (0.006, 0.92), "int4": (1.0, 0.5)}[weights]
     assert 1e-4 < report.mean_kl.value <= most
     assert report.top1_agreement.value >= least_agreement
+
+
+def test_divergence_of_int8_keys_and_values(checkpoint: Checkpoint, reference: TorchBackend) -> None:
+    text = DATA.joinpath("moby_dick.txt").read_text()
+    windows = windows_of_text(text, checkpoint.tokenizer.encode, 2, 256)
+    backend = native.load(checkpoint, context_tokens=512, kv="int8")
+    report = evaluate(backend, reference, windows)
+    assert 1e-6 < report.mean_kl.value <= MAX_KV_INT8_KL
+    assert report.top1_agreement.value >= 0.97
 
 
 @pytest.mark.acceptance

@@ -85,8 +85,11 @@ def run_executor(folder: Path) -> None:
     """Build an executor of every operator and run a step."""
     stream = Stream((folder / "calls.bin").read_bytes(), NUM_PICKS)
     isas = _native.available_isas()
+    choice, isa_index = divmod(stream.pick(), len(isas))
+    kv_types = _native.kv_types(isas[isa_index])
     executor = _native.Executor(
-        isa=isas[stream.pick() % len(isas)],
+        isa=isas[isa_index],
+        kv_type=kv_types[choice % len(kv_types)],
         num_threads=1 + stream.pick() % 2,
         max_rows=min(stream.size(MAX_ROWS), 4096),  # the product's own setting, never a file's
         output_width=stream.size(VOCAB_SIZE),

@@ -70,10 +70,10 @@ class StoredModel:
     packed: PackedWeights
     decoded: dict[str, torch.Tensor]
 
-    def native(self, isa: str, *, num_threads: int = 2, until: str | None = None) -> NativeBackend:
+    def native(self, isa: str, *, num_threads: int = 2, until: str | None = None, kv: str = "") -> NativeBackend:
         graph = passes_until(self.graph, until or PASSES[-1][0])
         segment = Segment("native", "cpu", graph, plan_memory(graph))
-        return NativeBackend(segment, self.packed, NativeConfig(isa, num_threads, MAX_ROWS, NUM_BLOCKS))
+        return NativeBackend(segment, self.packed, NativeConfig(isa, num_threads, MAX_ROWS, NUM_BLOCKS, kv))
 
     @property
     def has_experts(self) -> bool:

@@ -67,6 +67,34 @@ def test_same_bits_for_any_chunk_and_thread_count(isa: str) -> None:
             np.testing.assert_array_equal(run_alone(backend, tokens, chunk, BLOCKS), expected)
 
 
+@pytest.mark.parametrize("family", CAUSAL_MODELS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_logits_with_keys_and_values_of_eight_bits_are_near(isa: str, family: str) -> None:
+    model, tokens = stored_model(family), tokens_of(70)
+    backend = model.native(isa, kv="int8")
+    assert backend.variant.endswith("kv-int8")
+    assert 0.5 < backend.kv_bytes / model.native(isa).kv_bytes < 0.6
+    expected = run_alone(model.native(isa), tokens, 70, BLOCKS)
+    actual = run_alone(backend, tokens, 70, BLOCKS)
+    is_off = np.abs(actual - expected).max(-1) > 0.03 * np.ptp(expected)
+    # a router may choose another expert where two are about as probable
+    assert is_off.mean() <= (0.1 if model.has_experts else 0.0), np.abs(actual - expected).max() / np.ptp(expected)
+    assert (actual != expected).any()
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+def test_same_bits_with_keys_and_values_of_eight_bits(isa: str) -> None:
+    model, tokens = stored_model("llama"), tokens_of(300)
+    expected = run_alone(model.native(isa, kv="int8"), tokens, 300, BLOCKS)
+    for num_threads, chunks in ((1, (64,)), (2, (1, 300)), (3, (37,))):
+        backend = model.native(isa, num_threads=num_threads, kv="int8")
+        for chunk in chunks:
+            np.testing.assert_array_equal(run_alone(backend, tokens, chunk, BLOCKS), expected)
+    if isa != "amx":  # whose linears have an arithmetic of their own
+        scalar = run_alone(model.native("scalar", kv="int8"), tokens[:90], 90, BLOCKS)
+        np.testing.assert_array_equal(expected[:90], scalar)
+
+
 @pytest.mark.parametrize("family", [name for name in CAUSAL_MODELS if name != "llama"])
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
 def test_same_bits_in_every_family(isa: str, family: str) -> None:

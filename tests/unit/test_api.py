@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -17,6 +17,7 @@ from subsecond.engine.text import Completion
 from subsecond.models.chat_template import ChatTemplate
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.prompt import Message
+from tests.fuzz.gguf_inputs import valid_model
 from tests.unit.engine.fake_backend import FakeBackend
 
 BOS_ID, END_ID = 128, 129
@@ -332,6 +333,28 @@ def test_load_names_what_is_missing(tmp_path: Path) -> None:
         api.load(tmp_path / "none.gguf")
     with pytest.raises(InputError, match="context_tokens=1"):
         api.load(tmp_path, context_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kv": "f32"}, "kv='f32' is not allowed; give one of f16, int8"),
+        ({"backend": "torch", "kv": "int8"}, "kv is a setting of the native backend"),
+        ({"backend": "torch", "weights": "int8"}, "weights is a setting of the native backend"),
+    ],
+)
+def test_load_refuses_settings_of_the_native_backend(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    (tmp_path / "m.gguf").write_bytes(valid_model(0))
+    with pytest.raises(InputError, match=message):
+        api.load(tmp_path / "m.gguf", **arguments)
+
+
+@pytest.mark.parametrize("kv", [None, "f16", "int8"])
+def test_load_keeps_keys_and_values_as_asked(tmp_path: Path, kv: Literal["f16", "int8"] | None) -> None:
+    (tmp_path / "m.gguf").write_bytes(valid_model(0))
+    with api.load(tmp_path / "m.gguf", kv=kv) as model:
+        kept = model.backend.variant.rpartition("/kv-")[2]
+    assert kept in ("f16", "bf16") if kv is None else kept == kv
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,12 @@ def allocate(num_bytes: int) -> numpy.typing.NDArray[numpy.uint8]:
 def arithmetic(isa: str) -> str:
     """Arithmetic of the linears of an instruction set: i16 or bf16."""
 
-def kv_type(isa: str) -> str:
-    """Type of keys and values of an instruction set: f32 or bf16."""
+def kv_types(isa: str) -> list[str]:
+    """
+    Types of keys and values of an instruction set, the default first: f16 and int8, bf16 with AMX.
+    """
 
-def kv_head_bytes(isa: str, head_dim: int) -> int:
+def kv_head_bytes(isa: str, kv_type: str, head_dim: int) -> int:
     """Bytes of one key/value block of one head."""
 
 BLOCK_TOKENS: int = 32
@@ -72,7 +74,7 @@ BLOCK_TOKENS: int = 32
 class Executor:
     """Runs one segment of a plan; see executor.h."""
 
-    def __init__(self, isa: str, num_threads: int, max_rows: int, output_width: int, all_floats: int, selected_floats: int, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int) -> None: ...
+    def __init__(self, isa: str, kv_type: str, num_threads: int, max_rows: int, output_width: int, all_floats: int, selected_floats: int, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int) -> None: ...
 
     def add_weight(self, format: str, num_outputs: int, num_inputs: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int: ...
 

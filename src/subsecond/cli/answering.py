@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from subsecond.cli.output import MODEL_HELP, WEIGHTS
+from subsecond.cli.output import KV_TYPES, MODEL_HELP, WEIGHTS
 from subsecond.core import settings
 from subsecond.core.errors import InputError
 from subsecond.engine.request import SamplingParams
@@ -60,6 +60,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="stored computes with the blocks of the file; int8 and int4 are made from them when the model is loaded, "
         "lossy and faster for long prompts and many users; default what `pull --weights` packed, else stored",
     )
+    engine.add_argument(
+        "--kv",
+        choices=KV_TYPES,
+        help="how keys and values are kept: int8 is lossy and takes about half of the memory of f16; default what the "
+        "instruction set does best, bf16 with AMX and f16 without",
+    )
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def load_model(args: argparse.Namespace) -> Model:
         num_threads=args.num_threads,
         context_tokens=args.context_tokens,
         weights=args.weights,
+        kv=args.kv,
     )
     has_variables = args.thinking is not None or args.template_kwargs is not None
     if has_variables and not model.checkpoint.has_chat_template:

@@ -149,4 +149,5 @@ def _native_rows(native: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"kernels {isa['isa']}", f"{state}: {isa['reason']}{test}"))
     if native["chosen"]:
         rows.append(("arithmetic", f"{native['arithmetic']}, {len(native['kernels'])} kernels of {native['chosen']}"))
+        rows.append(("keys and values", f"{', '.join(native['kv_types'])}; the first unless --kv names another"))
     return rows

@@ -20,6 +20,7 @@ MODEL_HELP = (
 )
 
 WEIGHTS = ("stored", "int8", "int4")
+KV_TYPES = ("f16", "int8")
 
 
 def add_command(subparsers: Subparsers[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:

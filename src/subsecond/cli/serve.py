@@ -133,6 +133,7 @@ class _Loader:
             num_threads=args.num_threads,
             context_tokens=self._context_tokens(checkpoint.config),
             weights=args.weights,
+            kv=args.kv,
         )
         return Loaded(self._held_bytes(spec, model.backend), model=model)
 

@@ -1,7 +1,7 @@
 // Attention over blocks and the element-wise kernels of every instruction set, at odd sizes and with odd numbers.
 //
-// Beyond what the sanitizers see: sets with keys and values in half precision give the bits of the scalar one, NaN for NaN,
-// and so does attention in parts.
+// Beyond what the sanitizers see: all sets give the bits of the scalar one, NaN for NaN, for keys and values in half
+// precision as for those in codes of eight bits, and so does attention in parts.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -20,12 +20,13 @@ struct Shape {
   float softcap;
   bool is_interleaved, is_causal, is_layer, has_bias, is_grouped;
   Activation activation;
+  const char* kv_type;  // empty: the default of every set
   int64_t num_heads() const { return num_kv_heads * group; }
 };
 
 // The two steps of threads that share positions.
-void attend_in_parts(const Kernels& kernels, const AttentionArgs& args, const Span& span, int64_t begin, int64_t end,
-                     int64_t head, uint8_t* scratch) {
+void attend_in_parts(const AttentionKernels& kernels, const AttentionArgs& args, const Span& span, int64_t begin,
+                     int64_t end, int64_t head, uint8_t* scratch) {
   const int64_t num_parts = (span.position + span.row_end + kPartTokens - 1) / kPartTokens;
   const int64_t stride = (end - begin) * args.num_heads / args.num_kv_heads * kernels.part_floats(args.head_dim);
   std::vector<float> results(static_cast<size_t>(num_parts * stride), NAN);
@@ -35,7 +36,8 @@ void attend_in_parts(const Kernels& kernels, const AttentionArgs& args, const Sp
 }
 
 // What the rows of the last step attend to.
-std::vector<float> attend(const Kernels& kernels, const Shape& shape, bool is_split, Stream stream) {
+std::vector<float> attend(const AttentionKernels& kernels, int64_t scratch_bytes, const Shape& shape, bool is_split,
+                          Stream stream) {
   const int64_t num_positions = shape.position + shape.num_rows;
   const int64_t num_blocks = (num_positions + kBlockTokens - 1) / kBlockTokens;
   std::vector<int32_t> blocks(static_cast<size_t>(num_blocks));
@@ -43,7 +45,7 @@ std::vector<float> attend(const Kernels& kernels, const Shape& shape, bool is_sp
   std::reverse(blocks.begin(), blocks.end());
   const int64_t query_width = shape.num_heads() * shape.head_dim, kv_width = shape.num_kv_heads * shape.head_dim;
   Bytes cache(num_blocks * shape.num_kv_heads * kernels.head_bytes(shape.head_dim), 0);
-  Bytes scratch(kernels.scratch_bytes(32, shape.head_dim));
+  Bytes scratch(scratch_bytes);
   std::vector<float> cos_sin = stream.numbers(num_positions * shape.rotary_dims);
   AttentionArgs args{};
   args.cache = {cache.data(), kernels.head_bytes(shape.head_dim)};
@@ -140,20 +142,27 @@ Shape draw_shape(Stream& stream) {
   shape.has_bias = stream.flag();
   shape.is_grouped = stream.flag();
   shape.activation = static_cast<Activation>(stream.between(0, static_cast<int64_t>(Activation::kCount) - 1));
+  shape.kv_type = stream.flag() ? "int8" : "";
   return shape;
 }
 
 void run(Stream stream) {
   const Shape shape = draw_shape(stream);
   stream.start_numbers();
-  const std::vector<float> attended = attend(scalar::kernels(), shape, false, stream);
   const std::vector<float> results = run_element_wise(scalar::kernels(), shape, stream);
   for (const Kernels* kernels : available_kernels()) {
-    const std::vector<float> its_attended = attend(*kernels, shape, kernels->attend_part, stream);
     const std::vector<float> its_results = run_element_wise(*kernels, shape, stream);
-    if (!has_exact_attention(*kernels)) continue;
-    check_same("attention", *kernels, "float32", attended.data(), its_attended.data(), attended.size());
     check_same("operators", *kernels, "float32", results.data(), its_results.data(), results.size());
+  }
+  const AttentionKernels& reference = *find_attention(scalar::kernels(), shape.kv_type);
+  const int64_t scratch_bytes = scalar::kernels().scratch_bytes(32, shape.head_dim);
+  const std::vector<float> attended = attend(reference, scratch_bytes, shape, false, stream);
+  for (const Kernels* kernels : available_kernels()) {
+    const AttentionKernels& attention = *find_attention(*kernels, shape.kv_type);
+    const std::vector<float> its_attended =
+        attend(attention, kernels->scratch_bytes(32, shape.head_dim), shape, attention.attend_part, stream);
+    if (has_exact_attention(attention))
+      check_same("attention", *kernels, attention.kv_type, attended.data(), its_attended.data(), attended.size());
   }
 }
 

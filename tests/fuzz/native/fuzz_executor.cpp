@@ -109,11 +109,12 @@ void add_layer(Executor& executor, const Layer& layer, Stream& stream) {
 void run(Stream stream) {
   const std::vector<const Kernels*>& tables = available_kernels();
   const Kernels& kernels = *tables[static_cast<size_t>(stream.between(0, static_cast<int64_t>(tables.size()) - 1))];
+  const AttentionKernels* attention = find_attention(kernels, stream.flag() ? "int8" : "");
   const int64_t head_dim = int64_t{1} << stream.between(1, 5);
   const ExecutorConfig config{
       1 + stream.byte() % 2, kMaxRows, kVocabSize, 3 * kWidth, kWidth + kVocabSize, 1, kNumBlocks,
       kWidth / head_dim,     head_dim};
-  Executor executor(kernels, config);
+  Executor executor(kernels, *attention, config);
   const int rotary = stream.flag() ? executor.add_rotary({1.0, 0.1}, stream.flag(), 1.1) : -1;
   const auto format = static_cast<Format>(stream.between(0, static_cast<int64_t>(Format::kCount) - 1));
   stream.start_numbers();

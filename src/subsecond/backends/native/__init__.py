@@ -3,6 +3,8 @@
 from subsecond.backends.native.backend import NativeBackend, NativeConfig
 from subsecond.backends.native.loading import (
     KernelTest,
+    Kv,
+    check_kv,
     choose_isa,
     is_packed,
     load,
@@ -14,9 +16,11 @@ from subsecond.backends.native.weight_formats import Weights, check_weights
 
 __all__ = [
     "KernelTest",
+    "Kv",
     "NativeBackend",
     "NativeConfig",
     "Weights",
+    "check_kv",
     "check_weights",
     "choose_isa",
     "is_packed",

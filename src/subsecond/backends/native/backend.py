@@ -40,12 +40,16 @@ Operand = tuple[int, int, int, int]  # arena, offset, column, stride; see native
 
 @dataclass(frozen=True, slots=True)
 class NativeConfig:
-    """How a native backend runs: instruction set ("" for the best here), threads, rows a step, key/value blocks."""
+    """How a native backend runs: instruction set ("" for the best here), threads, rows a step, key/value blocks.
+
+    `kv` is the type of keys and values, "" for the default of the instruction set.
+    """
 
     isa: str
     num_threads: int
     max_rows: int
     num_blocks: int
+    kv: str = ""
 
 
 class NativeBackend:
@@ -57,6 +61,7 @@ class NativeBackend:
             raise InputError(f"instruction set {config.isa!r} cannot run here; available: {', '.join(available)}")
         self.config = config
         self.isa = config.isa or available[0]
+        self.kv = config.kv or _native.kv_types(self.isa)[0]
         self.weight_bytes = weights.num_bytes
         self._graph = segment.graph
         self._memory = segment.memory
@@ -70,6 +75,7 @@ class NativeBackend:
             )
         self._executor = _native.Executor(
             isa=self.isa,
+            kv_type=self.kv,
             num_threads=config.num_threads,
             max_rows=config.max_rows,
             output_width=self._vocab_size,
@@ -113,7 +119,7 @@ class NativeBackend:
         """Weight reading, arithmetic and key/value type."""
         weights = weights_of_formats({name: m.format for name, m in self._weights.matrices.items()})
         reading = "faithful" if weights == "stored" else weights
-        return f"{reading}/{_native.arithmetic(self.isa)}/kv-{_native.kv_type(self.isa)}"
+        return f"{reading}/{_native.arithmetic(self.isa)}/kv-{self.kv}"
 
     @property
     def kv_bytes(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from subsecond import _native
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
@@ -28,6 +28,9 @@ from subsecond.models.config import ModelConfig
 ISA_VARIABLE = "SUBSECOND_ISA"  # holds the kernels to a lower instruction set
 KV_MEMORY_SHARE = 0.25  # of the available memory, when the caller names no number of tokens
 MIN_CONTEXT_TOKENS = 2048
+
+Kv = Literal["f16", "int8"]
+"""How keys and values are kept: in half precision, or lossily in codes of eight bits, which take about half of that."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ def load(
     context_tokens: int | None = None,
     max_rows: int = 512,
     weights: Weights | None = None,
+    kv: Kv | None = None,
 ) -> NativeBackend:
     """A backend for `checkpoint`, from its artifact where it has one.
 
@@ -93,22 +97,32 @@ def load(
                     or less where that would take more than a quarter of the available memory
     max_rows        most rows of one step
     weights         how linears read their weights; None for what the artifact holds, "stored" without one
+    kv              how keys and values are kept; None for the default of the instruction set: bf16 with AMX, else f16
     """
     if weights is not None:
         check_weights(weights)
+    if kv is not None:
+        check_kv(kv)
     if num_threads is not None and not 1 <= num_threads <= 1024:
         raise InputError(f"num_threads is {num_threads}; it must lie between 1 and 1024")
     chosen = choose_isa(isa)
     segment = compile_plan(checkpoint.graph(context_tokens)).segments[0]
     threads = num_threads or probe().num_usable_cores
-    num_blocks = _num_blocks(checkpoint.config, chosen, context_tokens)
-    config = NativeConfig(chosen, threads, max_rows, num_blocks)
+    kv_type = kv or _native.kv_types(chosen)[0]
+    num_blocks = _num_blocks(checkpoint.config, chosen, kv_type, context_tokens)
+    config = NativeConfig(chosen, threads, max_rows, num_blocks, kv_type)
     if checkpoint.artifact is not None and is_packed(checkpoint, weights):
         packed = read_packed_weights(checkpoint.artifact)
     else:
         formats = choose_formats(segment.graph, checkpoint.weights, weights or "stored")
         packed = pack_weights(checkpoint.weights, formats, threads)
     return NativeBackend(segment, packed, config)
+
+
+def check_kv(kv: str) -> None:
+    """InputError unless `kv` is a way to keep keys and values."""
+    if kv not in get_args(Kv):
+        raise InputError(f"kv={kv!r} is not allowed; give one of {', '.join(get_args(Kv))}, or leave it out")
 
 
 def is_packed(checkpoint: Checkpoint, weights: Weights | None = None) -> bool:
@@ -157,6 +171,7 @@ def report() -> dict[str, Any]:
         "error": error,
         "chosen": chosen,
         "arithmetic": None if chosen is None else _native.arithmetic(chosen),
+        "kv_types": [] if chosen is None else _native.kv_types(chosen),
         "forced_by": ISA_VARIABLE if forced else None,
         "features": _native.cpu_features(),
         "available": available,
@@ -196,8 +211,8 @@ def _failed(isa: str) -> str:
     return ", ".join(test.kernel for test in self_test(isa) if not test.has_passed)
 
 
-def _num_blocks(config: ModelConfig, isa: str, context_tokens: int | None) -> int:
-    block_bytes = _native.kv_head_bytes(isa, config.head_dim) * config.num_kv_heads * config.num_layers
+def _num_blocks(config: ModelConfig, isa: str, kv_type: str, context_tokens: int | None) -> int:
+    block_bytes = _native.kv_head_bytes(isa, kv_type, config.head_dim) * config.num_kv_heads * config.num_layers
     available_bytes = probe().available_bytes
     if context_tokens is None:
         affordable = int(available_bytes * KV_MEMORY_SHARE) // block_bytes * BLOCK_TOKENS
@@ -209,5 +224,6 @@ def _num_blocks(config: ModelConfig, isa: str, context_tokens: int | None) -> in
             f"context_tokens={context_tokens} takes {asked_bytes / 1e9:.1f} GB of memory for keys and values; "
             f"{available_bytes / 1e9:.1f} GB are available. "
             f"Give at most {available_bytes // block_bytes * BLOCK_TOKENS}"
+            + ("" if kv_type == "int8" else ", or kv='int8', which takes about half of it")
         )
     return num_blocks

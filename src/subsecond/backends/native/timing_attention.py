@@ -94,7 +94,8 @@ class AttentionTimer:
         runner = self.runner(HEAD_DIMS[0], self.num_kv_heads, (SHARED_GROUP,), is_cold=True)
         context = self.context_of(runner, limit_s)
         seconds = runner.operator_seconds(NUM_RUNS, 1, context - 1)[f"{SHARED_GROUP}"] - self.call_s
-        num_bytes = context * self.num_kv_heads * _native.kv_head_bytes(self.isa, HEAD_DIMS[0]) / _native.BLOCK_TOKENS
+        head_bytes = _native.kv_head_bytes(self.isa, "", HEAD_DIMS[0])
+        num_bytes = context * self.num_kv_heads * head_bytes / _native.BLOCK_TOKENS
         return min(num_bytes / (max(seconds, self.call_s) * rate), 1.0)
 
     def head_share(self, limit_s: float) -> float:
@@ -117,5 +118,5 @@ def time_attention(timer: AttentionTimer, rate: float, limit_s: float) -> Attent
         speeds=tuple(speeds),
         head_share=timer.head_share(part_s),
         stream_share=timer.stream_share(rate, part_s),
-        kv_bytes=_native.kv_head_bytes(timer.isa, HEAD_DIMS[0]) / (2 * HEAD_DIMS[0] * _native.BLOCK_TOKENS),
+        kv_bytes=_native.kv_head_bytes(timer.isa, "", HEAD_DIMS[0]) / (2 * HEAD_DIMS[0] * _native.BLOCK_TOKENS),
     )
