@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 EXIT_FORCED = 130  # a second signal, as main.py has it for an interrupted command
 KEYS_VARIABLE = "SUBSECOND_API_KEYS"
-KV_ELEMENT_BYTES = 2
 KV_MEMORY_SHARE = 0.25
 SHARED_CONTEXT_TOKENS = 32768
 MIN_CONTEXT_TOKENS = 512
@@ -114,7 +113,9 @@ class _Loader:
     def estimate_bytes(self, spec: ModelSpec) -> int:
         """Weights as large as the files, and all key/value blocks, as if every one were in use."""
         checkpoint = self._opened(spec)
-        return _weight_bytes(checkpoint) + self._context_tokens(checkpoint.config) * _token_bytes(checkpoint.config)
+        return _weight_bytes(checkpoint) + self._context_tokens(checkpoint.config) * self._token_bytes(
+            checkpoint.config
+        )
 
     def load(self, spec: ModelSpec) -> Loaded:
         """Load the model as what it is, a language or an embedding model."""
@@ -144,8 +145,14 @@ class _Loader:
         given: int | None = self._args.context_tokens
         if given is not None:
             return given
-        affordable = int(probe().available_bytes * KV_MEMORY_SHARE) // _token_bytes(config)
+        affordable = int(probe().available_bytes * KV_MEMORY_SHARE) // self._token_bytes(config)
         return min(max(config.context_length, SHARED_CONTEXT_TOKENS), max(affordable, MIN_CONTEXT_TOKENS))
+
+    def _token_bytes(self, config: ModelConfig) -> int:
+        """Bytes of the keys and values of one token."""
+        from subsecond.backends.native import choose_isa, kv_position_bytes
+
+        return kv_position_bytes(config, choose_isa(self._args.isa), self._args.kv)
 
     def _held_bytes(self, spec: ModelSpec, backend: object) -> int:
         """Weights and key/value blocks of a backend where it tells, else the estimate."""
@@ -158,11 +165,6 @@ class _Loader:
         from subsecond.models.store import resolve
 
         return open_checkpoint(resolve(spec.source))
-
-
-def _token_bytes(config: ModelConfig) -> int:
-    """Bytes of the keys and values of one token."""
-    return 2 * KV_ELEMENT_BYTES * config.num_layers * config.num_kv_heads * config.head_dim
 
 
 def _weight_bytes(checkpoint: Checkpoint) -> int:

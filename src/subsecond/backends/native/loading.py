@@ -211,8 +211,17 @@ def _failed(isa: str) -> str:
     return ", ".join(test.kernel for test in self_test(isa) if not test.has_passed)
 
 
+def kv_position_bytes(config: ModelConfig, isa: str, kv: Kv | None = None) -> int:
+    """Bytes of the keys and values of one position of all layers, rounded up; `kv` as in `load`."""
+    return -(-_block_bytes(config, isa, kv or _native.kv_types(isa)[0]) // BLOCK_TOKENS)
+
+
+def _block_bytes(config: ModelConfig, isa: str, kv_type: str) -> int:
+    return _native.kv_head_bytes(isa, kv_type, config.head_dim) * config.num_kv_heads * config.num_layers
+
+
 def _num_blocks(config: ModelConfig, isa: str, kv_type: str, context_tokens: int | None) -> int:
-    block_bytes = _native.kv_head_bytes(isa, kv_type, config.head_dim) * config.num_kv_heads * config.num_layers
+    block_bytes = _block_bytes(config, isa, kv_type)
     available_bytes = probe().available_bytes
     if context_tokens is None:
         affordable = int(available_bytes * KV_MEMORY_SHARE) // block_bytes * BLOCK_TOKENS
