@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +16,7 @@ from subsecond.backends.probe import VALUE_OPERATORS, Fingerprint, Probe
 from subsecond.core.errors import FormatError, InputError
 from subsecond.formats.fields import read_field, shorten
 from subsecond.formats.json_file import read_json_object
+from subsecond.formats.whole_file import write_whole
 from subsecond.models.store import home
 
 VERSION = 1
@@ -61,16 +59,7 @@ def load_probe(fingerprint: Fingerprint) -> Probe | None:
 def save_probe(probe: Probe) -> Path:
     """Write the probe, as a whole or not at all, and return its path."""
     path = probe_path(probe.fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(probe_json(probe), file, indent=1, allow_nan=False)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(path, json.dumps(probe_json(probe), indent=1, allow_nan=False).encode())
     return path
 
 
