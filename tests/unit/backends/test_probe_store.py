@@ -53,7 +53,7 @@ def test_an_interrupted_write_leaves_the_old_probe(monkeypatch: pytest.MonkeyPat
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(json, "dump", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_probe(replace(PROBE, processor_share=0.5))
     assert load_probe(OWNER) == PROBE
