@@ -154,7 +154,7 @@ def profile_steps(
 
 
 def findings(profiles: Sequence[StepProfile], best_isa: str) -> list[str]:
-    """What is plainly wrong with the speed: kernels below what the machine has, operators far above their prediction."""
+    """What is plainly wrong: kernels below what the machine has, operators that take far longer than predicted."""
     found = []
     isas = {profile.isa for profile in profiles} - {best_isa}
     found += [

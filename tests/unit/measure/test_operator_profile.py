@@ -112,7 +112,7 @@ def test_an_operator_far_slower_than_predicted_is_a_finding() -> None:
 def test_a_step_beyond_what_was_loaded_is_refused() -> None:
     with pytest.raises(InputError, match="has 17 rows in a step; the model was loaded for 16"):
         profile_steps(TimedBackend(), COST, PROBE, [StepShape("prefill", 17, 0)], clock().__next__)
-    with pytest.raises(InputError, match="needs keys and values of 258 tokens; .* for 128; .*--context-tokens"):
+    with pytest.raises(InputError, match=r"needs keys and values of 258 tokens; .* for 128; .*--context-tokens"):
         profile_steps(TimedBackend(), COST, PROBE, [StepShape("decode", 1, 128, 2)], clock().__next__)
 
 
