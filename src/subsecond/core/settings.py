@@ -171,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup, cls
         else:
             options |= {"type": _text_parser(item), "metavar": _METAVARS[item.kind]}
         if item.kind.startswith(("list", "map")):
-            options |= {"action": "append"}
+            options |= {"action": "extend" if item.kind == "list of int" else "append"}
             default = "; may be given several times"
         parser.add_argument(item.flag, help=f"{item.doc}{default}".replace("%", "%%"), **options)
 
@@ -300,11 +300,21 @@ def _text_parser(item: Setting) -> Any:
 
             raise argparse.ArgumentTypeError(f"expected ID=X, for example 42=-5; got {text[:100]!r}") from None
 
+    def whole_numbers(text: str) -> list[int]:
+        try:
+            return [int(part) for part in text.split(",")]
+        except ValueError:
+            import argparse
+
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number, or several with commas between; got {text[:100]!r}"
+            ) from None
+
     parsers: dict[Kind, Any] = {
         "int": int,
         "float": float,
         "str": str,
-        "list of int": int,
+        "list of int": whole_numbers,
         "list of str": str,
         "map of int to float": pair,
     }
