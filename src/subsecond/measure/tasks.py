@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ MAX_ITEMS = 100_000
 MAX_CHOICES = 64
 MAX_LABELS = 64
 ARTICLES = frozenset({"a", "an", "the"})
+MINUS = "\u2212"
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 FIRST_UNSPACED = "\u2e80"  # scripts from here on write no spaces between words
 
 
@@ -75,9 +78,14 @@ def read_task(path: Path) -> Task:
 
 
 def normalized(text: str) -> str:
-    """A text without what does not make an answer another: case, punctuation, English articles, white space."""
-    kept = "".join(" " if unicodedata.category(char)[0] in "PZC" else char for char in text.casefold())
-    return " ".join(word for word in kept.split() if word not in ARTICLES)
+    """A text without what does not make an answer another: case, punctuation, English articles, white space.
+
+    Signs and points of numbers are kept, commas between thousands are not. Articles alone are an answer.
+    """
+    text = THOUSANDS.sub("", unicodedata.normalize("NFKC", text).casefold())
+    kept = [char if _counts(text, place) else " " for place, char in enumerate(text)]
+    words = "".join(kept).replace(MINUS, "-").split()
+    return " ".join([word for word in words if word not in ARTICLES] or words)
 
 
 def is_exact(answer: str, expected: Sequence[str]) -> bool:
@@ -93,6 +101,16 @@ def contains_answer(answer: str, expected: Sequence[str]) -> bool:
         if each and (each in found if is_unspaced else f" {each} " in f" {found} "):
             return True
     return False
+
+
+def _counts(text: str, place: int) -> bool:
+    """Whether a character makes an answer another one."""
+    char, before, after = text[place], text[max(0, place - 1) : place], text[place + 1 : place + 2]
+    if char == ".":
+        return before.isdigit() and after.isdigit()
+    if char in ("-", MINUS):
+        return after.isdigit() and not before.isalnum()
+    return unicodedata.category(char)[0] not in "PZC"
 
 
 def _kind_of(line: Line) -> Kind:
