@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from subsecond.backends.probe import VALUE_OPERATORS, AttentionSpeed, LinearSpeed, Probe, read_rate
 from subsecond.core.errors import InputError
@@ -129,22 +129,31 @@ class CostModel:
                     stand_ins[size.format] = f"{size.format} was not measured; {known} stands for it"
         self.assumptions = tuple(stand_ins[name] for name in sorted(stand_ins))
 
-    def ttft_s(self, num_prompt: int, max_rows: int) -> float:
-        """Seconds from a prompt's tokens to the first of the answer, an idle engine and an empty cache before."""
+    def ttft_s(self, num_prompt: int, max_rows: int, speedup: float = 1.0, past: int = 0) -> float:
+        """Seconds from a prompt's tokens to the first of the answer on an idle engine; `speedup` as in `step_s`.
+
+        The cache has nothing of the prompt, but `past` tokens before it.
+        """
         starts = range(0, num_prompt, max_rows)
-        steps = [Span(min(max_rows, num_prompt - start), start) for start in starts]
-        return sum(self.step_s([step], int(step is steps[-1])) for step in steps)
+        steps = [Span(min(max_rows, num_prompt - start), past + start) for start in starts]
+        return sum(self.step_s([step], int(step is steps[-1]), speedup) for step in steps)
 
-    def tpot_s(self, context: int, num_sequences: int = 1) -> float:
+    def tpot_s(self, context: int, num_sequences: int = 1, speedup: float = 1.0) -> float:
         """Seconds of a step that gives each of `num_sequences` its next token after `context` others."""
-        return self.step_s([Span(1, context)] * num_sequences, num_sequences)
+        return self.step_s([Span(1, context)] * num_sequences, num_sequences, speedup)
 
-    def step_s(self, spans: Sequence[Span], num_selected: int) -> float:
-        """Seconds of one step that draws tokens for `num_selected` rows."""
+    def step_s(self, spans: Sequence[Span], num_selected: int, speedup: float = 1.0) -> float:
+        """Seconds of one step that draws tokens for `num_selected` rows.
+
+        `speedup` divides the time of arithmetic alone, not that of reading memory: a guess at more threads than were
+        measured, which share the same memory.
+        """
         overheads = self._probe.overheads
         num_logits = self._plan.segments[-1].graph.values[self._plan.segments[-1].graph.output].width
         sample_s = num_selected * (overheads.sample_s + overheads.logit_s * num_logits)
-        return sum(cost.seconds for cost in self.operators(spans, num_selected)) + overheads.step_s + sample_s
+        costs = self.operators(spans, num_selected)
+        work_s = sum(replace(cost, compute_s=cost.compute_s / speedup).seconds for cost in costs)
+        return work_s + overheads.step_s + sample_s
 
     def operators(self, spans: Sequence[Span], num_selected: int) -> tuple[OperatorCost, ...]:
         """Every operator of a step, in order; those that only name a part of a value are left out."""

@@ -62,7 +62,7 @@ def line_plot(series: Sequence[Series], x_label: str, y_label: str, *, is_log_x:
     return _svg(WIDTH, HEIGHT, parts, f"{y_label} over {x_label}") + _legend([one.name for one in series])
 
 
-def bar_plot(bars: Sequence[Bar], unit: str) -> str:
+def bar_plot(bars: Sequence[Bar], unit: str, *, has_one_color: bool = False) -> str:
     """Bars from zero to the right, each with its value and its interval as a whisker."""
     most = max((max(bar.value, bar.high or 0.0) for bar in bars if math.isfinite(bar.value)), default=0.0) or 1.0
     scale = (WIDTH - LABEL_WIDTH - VALUE_WIDTH) / most
@@ -74,7 +74,7 @@ def bar_plot(bars: Sequence[Bar], unit: str) -> str:
         if not math.isfinite(bar.value):
             parts.append(_text(LABEL_WIDTH, middle + 4, bar.note or "no value"))
             continue
-        color = COLORS[index % len(COLORS)]
+        color = COLORS[0 if has_one_color else index % len(COLORS)]
         end = LABEL_WIDTH + max(bar.value, 0.0) * scale
         parts.append(
             f'<rect x="{LABEL_WIDTH}" y="{y}" width="{max(end - LABEL_WIDTH, 0.5):.1f}" height="{BAR_HEIGHT}" '
@@ -87,6 +87,22 @@ def bar_plot(bars: Sequence[Bar], unit: str) -> str:
         note = f" {bar.note}" if bar.note else ""
         parts.append(_text(end + 6, middle + 4, f"{number_text(bar.value)} {unit}{note}"))
     return _svg(WIDTH, max(len(bars), 1) * (BAR_HEIGHT + BAR_GAP), parts, unit)
+
+
+def stacked_plot(parts: Sequence[tuple[str, float]], unit: str) -> str:
+    """One bar of parts (name, value from zero) side by side, and a legend with the values and their shares."""
+    total = sum(value for _, value in parts) or 1.0
+    shapes, x = [], 0.0
+    for index, (name, value) in enumerate(parts):
+        width = value / total * WIDTH
+        tip = escape(f"{name}: {number_text(value)} {unit}")
+        shapes.append(
+            f'<rect x="{x:.2f}" y="0" width="{width:.2f}" height="{2 * BAR_HEIGHT}" '
+            f'fill="{COLORS[index % len(COLORS)]}"><title>{tip}</title></rect>'
+        )
+        x += width
+    names = [f"{name} {number_text(value)} {unit} ({value / total:.1%})" for name, value in parts]
+    return _svg(WIDTH, 2 * BAR_HEIGHT, shapes, unit) + _legend(names)
 
 
 def number_text(value: float) -> str:

@@ -255,3 +255,17 @@ def test_every_figure_has_an_effect(path: tuple[Any, ...]) -> None:
         assert shown[0] != shown[1]
     else:
         assert outcomes(probe) != outcomes(PROBE)
+
+
+def test_a_speedup_divides_the_time_of_arithmetic_alone() -> None:
+    bound_by_work = replace(scaled_rates(PROBE, 1e9), overheads=NO_OVERHEADS)
+    assert tiny(bound_by_work).ttft_s(20, 8, speedup=4.0) == pytest.approx(tiny(bound_by_work).ttft_s(20, 8) / 4)
+    bound_by_memory = free_of_work(PROBE)
+    assert tiny(bound_by_memory).tpot_s(20, speedup=4.0) == pytest.approx(tiny(bound_by_memory).tpot_s(20))
+
+
+def test_a_prompt_after_others_takes_as_long_as_the_end_of_both() -> None:
+    model = tiny(PROBE)
+    whole, first = model.ttft_s(24, 8), model.ttft_s(16, 8)
+    one_draw = model.step_s([Span(8, 8)], 1) - model.step_s([Span(8, 8)], 0)
+    assert model.ttft_s(8, 8, past=16) == pytest.approx(whole - (first - one_draw))

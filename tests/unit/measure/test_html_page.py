@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from subsecond.measure.html_page import Page
-from subsecond.measure.svg_plot import Bar, Series, bar_plot, line_plot, number_text
+from subsecond.measure.svg_plot import Bar, Series, bar_plot, line_plot, number_text, stacked_plot
 
 HOSTILE = '<script>alert("x")</script>&amp;'
 
@@ -109,3 +109,17 @@ def test_plots_of_little_are_drawn_too(points: list[tuple[float, float]]) -> Non
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_parts_fill_the_width_by_their_shares() -> None:
+    svg = stacked_plot([("a", 1.0), ("b", 0.0), (HOSTILE, 3.0)], "ms")
+    widths = [float(rect.attrib["width"]) for rect in coordinates(svg.partition("<p")[0], "rect")]
+    assert widths == pytest.approx([160, 0, 480])
+    assert "b 0 ms (0.0%)" in svg and "(75.0%)" in svg and HOSTILE not in svg
+
+
+def test_bars_of_one_color() -> None:
+    bars = [Bar("a", 1.0), Bar("b", 2.0)]
+    for is_one, count in ((True, 1), (False, 2)):
+        rects = coordinates(bar_plot(bars, "", has_one_color=is_one), "rect")
+        assert len({rect.attrib["fill"] for rect in rects}) == count

@@ -13,6 +13,7 @@ from subsecond.backends.native.loading import (
     self_test,
     write_artifact,
 )
+from subsecond.backends.native.taps import NativeTaps
 from subsecond.backends.native.weight_formats import Weights, check_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Kv",
     "NativeBackend",
     "NativeConfig",
+    "NativeTaps",
     "Weights",
     "check_kv",
     "check_weights",

@@ -66,7 +66,7 @@ class NativeBackend:
         self._graph = segment.graph
         self._memory = segment.memory
         self._weights = weights
-        self._vocab_size = self._graph.values[self._graph.output].width
+        output, self._vocab_size = self._output_place()
         attentions = [op for op in self._graph.ops if isinstance(op, Attention)]
         first = attentions[0] if attentions else None
         if any((op.num_kv_heads, op.head_dim) != (first.num_kv_heads, first.head_dim) for op in attentions if first):
@@ -91,8 +91,18 @@ class NativeBackend:
         self._rotary_ids: dict[Rotary, int] = {}
         for op in self._graph.ops:
             self._add(op)
-        self._executor.finish(self._operand(self._graph.output))
+        self._executor.finish(output)
         self._logits: Float32 = np.empty((0, self._vocab_size), np.float32)
+
+    @property
+    def segment(self) -> Segment:
+        """The plan that runs."""
+        return Segment("native", "cpu", self._graph, self._memory)
+
+    @property
+    def weights(self) -> PackedWeights:
+        """The packed weights, which other plans of the same model may share."""
+        return self._weights
 
     @property
     def vocab_size(self) -> int:
@@ -240,6 +250,10 @@ class NativeBackend:
             is_normalized=op.is_normalized,
             activation=op.activation,
         )
+
+    def _output_place(self) -> tuple[Operand, int]:
+        """Where a step leaves what it returns, and the width of a row of it."""
+        return self._operand(self._graph.output), self._graph.values[self._graph.output].width
 
     def _operand(self, name: str) -> Operand:
         alias = self._memory.alias_by_value.get(name)

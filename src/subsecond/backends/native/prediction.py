@@ -15,14 +15,21 @@ from subsecond.models.checkpoint import Checkpoint
 
 
 def cost_model(
-    checkpoint: Checkpoint, probe: Probe, context_tokens: int | None = None, weights: Weights | None = None
+    checkpoint: Checkpoint,
+    probe: Probe,
+    context_tokens: int | None = None,
+    weights: Weights | None = None,
+    num_threads: int | None = None,
 ) -> CostModel:
-    """What a model costs on the machine of `probe`; `context_tokens` and `weights` as in `load`."""
+    """What a model costs on the machine of `probe`; `context_tokens` and `weights` as in `load`.
+
+    num_threads  at most those that the probe measured with; None for these
+    """
     plan = compile_plan(checkpoint.graph(context_tokens))
     sizes: dict[str, WeightSize] = {}
     for segment in plan.segments:
         sizes |= weight_sizes(checkpoint, segment.graph, weights)
-    return CostModel(plan, sizes, probe)
+    return CostModel(plan, sizes, probe, num_threads)
 
 
 def weight_sizes(checkpoint: Checkpoint, graph: Graph, weights: Weights | None = None) -> Mapping[str, WeightSize]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from subsecond.backends.batch import Float32, ForwardBatch, SampleBatch, SampleResult
+from subsecond.backends.batch import Float32, ForwardBatch, Int32, SampleBatch, SampleResult
 from subsecond.backends.torch import ops
 from subsecond.backends.torch.step import Step, make_step, rotaries_of
 from subsecond.core.errors import FormatError
@@ -33,12 +33,14 @@ from subsecond.graph.ops import (
     inputs_of,
     weights_of,
 )
+from subsecond.graph.taps import tapped
 
 if TYPE_CHECKING:
     from subsecond.models.weights import WeightSource
 
 # Keys and values [slots, kv_heads, head_dim] of each layer.
 Pool = Mapping[int, tuple[Tensor, Tensor]]
+Passing = Callable[[str, Tensor], Tensor]
 
 
 class TorchBackend:
@@ -108,6 +110,44 @@ class TorchBackend:
         assert batch.num_rows <= self._max_rows, f"{batch.num_rows} rows in a step for {self._max_rows}"
         return execute(self._graph, self._weights, self._pool, self.make_step(batch))
 
+    def values(self, batch: ForwardBatch, names: Sequence[str]) -> dict[str, Float32]:
+        """Run one step; float32 [rows, width] of each of `names`, values of all rows of the unfused graph."""
+        found: dict[str, Float32] = {}
+
+        def keep(name: str, value: Tensor) -> Tensor:
+            if name in names:
+                found[name] = value.to("cpu", torch.float32).numpy()
+            return value
+
+        with torch.no_grad():
+            execute(tapped(self._graph, names), self._weights, self._pool, self.make_step(batch), keep)
+        return found
+
+    def gradient_times_input(self, batch: ForwardBatch, targets: Int32) -> Float32:
+        """How much each token of `batch` speaks for `targets`: float32 [rows].
+
+        The gradient of the sum of the log-probabilities of `targets`, one a selected row, with respect to the embedded
+        token, times that, summed over channels; tokens that occur twice have each their own. Simonyan et al. 2013,
+        arXiv 1312.6034; Li et al. 2016, arXiv 1506.01066. All tokens have to come in one step.
+        """
+        table = next(op for op in self._graph.ops if isinstance(op, Embed) and op.index == "token")
+        embedded: list[Tensor] = []
+
+        def part(name: str, value: Tensor) -> Tensor:
+            if name != table.output:
+                return value
+            embedded.append(value.detach().requires_grad_())
+            return embedded[0]
+
+        with torch.enable_grad():
+            logits = execute(self._graph, self._weights, self._pool, self.make_step(batch), part)
+            chosen = torch.from_numpy(targets.astype(np.int64)).to(logits.device)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            score = wide.log_softmax(dim=-1).gather(1, chosen[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, embedded[0])
+        product: Float32 = (gradient * embedded[0].detach()).sum(dim=-1).to("cpu", torch.float32).numpy()
+        return product
+
     def make_step(self, batch: ForwardBatch) -> Step:
         """The tensors of a step, for callers of `execute`."""
         table_dtype = torch.promote_types(self._dtype, torch.float32)
@@ -126,12 +166,18 @@ class TorchBackend:
         self._weights, self._pool, self._logits = {}, {}, None
 
 
-def execute(graph: Graph, weights: Mapping[str, Tensor], pool: Pool, step: Step) -> Tensor:
-    """Logits [selected rows, vocab_size] of one step; writes the step's keys and values to `pool`, and nothing else."""
+def execute(
+    graph: Graph, weights: Mapping[str, Tensor], pool: Pool, step: Step, passing: Passing | None = None
+) -> Tensor:
+    """Logits [selected rows, vocab_size] of one step; writes the step's keys and values to `pool`, and nothing else.
+
+    `passing` is called with the name of each value and the value, and returns what goes on in its place.
+    """
     last_reader = {name: index for name, indices in graph.readers().items() for index in indices[-1:]}
     values: dict[str, Tensor] = {}
     for index, op in enumerate(graph.ops):
-        values[op.output] = _run(op, values, weights, pool, step)
+        value = _run(op, values, weights, pool, step)
+        values[op.output] = value if passing is None else passing(op.output, value)
         for name in inputs_of(op):
             if last_reader[name] == index and name != graph.output:
                 values.pop(name, None)
