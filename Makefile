@@ -38,12 +38,13 @@ check: $(VENV)/developed ## lint, types, formats, generated documents, architect
 	@$(BIN)/python tools/docs.py --check
 	@$(BIN)/python -m pytest -q tests/arch
 
-bench: $(VENV)/developed ## measure speed on this machine, beside llama.cpp when LLAMA_BUILD names its build
+bench: $(VENV)/developed ## try the claims of the field on this machine, beside the engines that `make peers` installed
 	@$(BIN)/subsecond pull $(MODEL)
-	@$(BIN)/python -m bench.run --model $(MODEL) $(if $(LLAMA_BUILD),--llama-build $(LLAMA_BUILD))
+	@$(BIN)/python -m bench.headline --model $(MODEL)
 
 peers: $(VENV)/developed ## install the engines to compare with: all, or PEER=NAME; ISA=avx2 is for llama_cpp; llama_server is apart
-	@PYTHON="$(abspath $(BIN))/python" ISA="$(ISA)" bench/peers/setup.sh $(or $(PEER),llama_cpp openvino vllm ctranslate2)
+	@PYTHON="$(abspath $(BIN))/python" ISA="$(ISA)" bench/peers/setup.sh $(or $(PEER),llama_cpp openvino vllm ctranslate2 transformers)
+	@$(BIN)/python -m bench.peers.register
 
 acceptance: $(VENV)/developed $(VENV)/wheelable ## run the long checks of every claim
 	@$(BIN)/python -m pytest --timeout=0 -m acceptance

@@ -119,11 +119,22 @@ class PythonPeer:
     def command(self, _weights: str | None, _isa: str | None) -> Command:
         return Command((str(self._python(self.name)), "-m", f"bench.peers.{self.name}.generation"))
 
+    def python(self) -> Path:
+        """The interpreter of its environment; PeerError if it is not installed."""
+        return self._python(self.name)
+
     def _python(self, environment: str) -> Path:
         path = PEERS / environment / "venv" / "bin" / "python"
         if not path.exists() or not (PEERS / environment / "ready").is_file():
             raise PeerError(f"{self.name} is not installed here; run: make peers PEER={self.name}")
         return path
+
+
+class Transformers(PythonPeer):
+    """Eager PyTorch, in the type of numbers that is asked for."""
+
+    def command(self, weights: str | None, isa: str | None) -> Command:
+        return Command(PythonPeer.command(self, weights, isa).argv, ("--dtype", str(weights)))
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -132,6 +143,7 @@ ENGINES: Mapping[str, Engine] = {
     "openvino": PythonPeer("openvino", ("int4", "int8", "fp16")),
     "vllm": PythonPeer("vllm", ("bf16",), is_for_prompts_only=True),
     "ctranslate2": PythonPeer("ctranslate2", ("int8",)),
+    "transformers": Transformers("transformers", ("bfloat16", "float32")),
 }
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs engines to compare with, from the package registry into build/peers; what is there already stays.
 #
-#   setup.sh NAME...      llama_cpp, openvino, vllm, ctranslate2; converter comes along where it is needed;
+#   setup.sh NAME...      llama_cpp, openvino, vllm, ctranslate2, transformers; converter comes along where it is needed;
 #                         llama_server, which is llama_cpp with its server, for bench.serve_load
 #
 # Environment: PYTHON (default python3); for llama_cpp what build.sh takes, and ISA for its --isa.
@@ -30,9 +30,9 @@ for name in "$@"; do
         openvino | ctranslate2)
             install converter
             install "$name" ;;
-        vllm | converter) install "$name" ;;
+        vllm | transformers | converter) install "$name" ;;
         *)
-            echo "setup.sh: $name is none of llama_cpp, llama_server, openvino, vllm, ctranslate2, converter" >&2
+            echo "setup.sh: $name is none of llama_cpp, llama_server, openvino, vllm, ctranslate2, transformers, converter" >&2
             exit 2 ;;
     esac
 done

@@ -6,7 +6,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.engines import ENGINES, OURS, Row
+from bench.models import PEERS
+from bench.peers.llama_cpp.llama_cpp import program_path
 from bench.serving.client import LOCAL_HOST
+from bench.timing import PeerError
+
+SERVED = (OURS, "llama.cpp", "openvino", "transformers")
+READY_PATHS = {OURS: "/health/ready"}  # all others: /health
 
 SLOT_GRANULE = 256  # llama.cpp rounds the context of a slot up to this
 LLAMA_CACHE_MB = 4096  # half of its default: it holds every prompt of a round, and several servers share the memory
@@ -78,6 +85,30 @@ def openvino_server(python: str, folder: Path, capacity: Capacity, port: int) ->
     }
     parts = (str(part) for flag in flags.items() for part in flag)
     return [python, "-m", "bench.peers.openvino.server", str(folder), *parts]
+
+
+def transformers_server(python: str, folder: Path, dtype: str, capacity: Capacity, port: int) -> list[str]:
+    """Our adapter of eager PyTorch."""
+    flags = ("--port", str(port), "--threads", str(capacity.num_threads), "--dtype", dtype)
+    return [python, "-m", "bench.peers.transformers.server", str(folder), *flags]
+
+
+def server_command(row: Row, model: Path, capacity: Capacity, port: int) -> list[str]:
+    """The command line of the server of that engine, `model` being what its engine made of a file.
+
+    Raises:
+        PeerError: the engine has no server here, or is not installed.
+    """
+    if row.engine == OURS:
+        return our_server(model, row.weights, capacity, port)
+    if row.engine == "llama.cpp":
+        return llama_server(program_path(PEERS / "llama_cpp", "llama-server"), model, capacity, port)
+    python = ENGINES[row.engine].command(row.weights, None).argv[0]
+    if row.engine == "openvino":
+        return openvino_server(python, model, capacity, port)
+    if row.engine == "transformers":
+        return transformers_server(python, model, str(row.weights), capacity, port)
+    raise PeerError(f"{row.engine} is compared by bench.compare alone; servers are {', '.join(SERVED)}")
 
 
 def _our_flags(weights: str | None, capacity: Capacity) -> list[str]:

@@ -30,6 +30,11 @@ class Outcome:
     peak_rss_bytes: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
+    def drop_empty(self) -> None:
+        """Forget the points and servers of which no sample was taken."""
+        found = {point: {name: kept for name, kept in by.items() if kept} for point, by in self.samples.items()}
+        self.samples = {point: by for point, by in found.items() if by}
+
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
@@ -90,7 +95,11 @@ def compare(
             for name, server in servers.items():
                 samples = by_server.setdefault(name, [])
                 samplers[load.name, num_streams, name] = sampler(server, load, num_streams, each, samples)
-        _, failures = measure(samplers, rounds)
+        try:
+            _, failures = measure(samplers, rounds)
+        except KeyboardInterrupt:
+            failures = {("load", 0, "interrupted"): "some samples were not taken"}
+        outcome.drop_empty()
         outcome.failures |= {" ".join(map(str, key)): reason for key, reason in failures.items()}
         outcome.peak_rss_bytes = {name: server.peak_rss_bytes for name, server in servers.items()}
     return outcome

@@ -14,8 +14,6 @@ from typing import Any, Protocol, TypeVar
 import uvloop
 
 from bench.engines import ENGINES, OURS, Row
-from bench.models import PEERS
-from bench.peers.llama_cpp.llama_cpp import program_path
 from bench.serving import commands
 from bench.serving.client import Address, Answer, check, run_streams
 from bench.serving.commands import Capacity
@@ -26,7 +24,6 @@ from bench.timing import PeerError
 
 Result = TypeVar("Result")
 
-COMPARED = (OURS, "llama.cpp", "openvino")
 IN_PROCESS = "-engine"
 """Ends the name of our engine without HTTP: subsecond-engine, subsecond:int8-engine."""
 
@@ -196,18 +193,14 @@ def open_server(name: str, model: Path, capacity: Capacity) -> Server:
     path = ENGINES[row.engine].prepare(model, row.weights)
     if name.endswith(IN_PROCESS):
         return EngineProcess(commands.our_engine(path, row.weights, capacity))
-    if row.engine == OURS:
-        return HttpServer(partial(commands.our_server, path, row.weights, capacity), "/health/ready")
-    if row.engine == "llama.cpp":
-        program = program_path(PEERS / "llama_cpp", "llama-server")
-        return HttpServer(partial(commands.llama_server, program, path, capacity), "/health")
-    python = ENGINES[row.engine].command(row.weights, None).argv[0]
-    return HttpServer(partial(commands.openvino_server, python, path, capacity), "/health")
+    command = partial(commands.server_command, row, path, capacity)
+    command(0)  # says at once what is missing
+    return HttpServer(command, commands.READY_PATHS.get(row.engine, "/health"))
 
 
 def check_name(name: str) -> str:
     """Return the name of a server; ValueError with what is allowed if there is none of it."""
     row = Row.parse(name.removesuffix(IN_PROCESS))
-    if row.engine not in COMPARED or (name.endswith(IN_PROCESS) and row.engine != OURS):
-        raise ValueError(f"{name}: servers are {', '.join(COMPARED)} and {OURS}{IN_PROCESS}")
+    if row.engine not in commands.SERVED or (name.endswith(IN_PROCESS) and row.engine != OURS):
+        raise ValueError(f"{name}: servers are {', '.join(commands.SERVED)} and {OURS}{IN_PROCESS}")
     return name

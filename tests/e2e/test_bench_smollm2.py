@@ -30,8 +30,8 @@ def test_in_process_over_http_and_cold(
     monkeypatch.setattr(measuring, "fingerprint", lambda *_: PROBE.fingerprint)
     save_probe(replace(PROBE))
     page = tmp_path / "report.html"
-    loads = "--workload shared-prefix --prompt-tokens 128 --shared-tokens 64 --output-tokens 8".split()
-    sizes = "--requests 3 --repeat 1 --warmup 1 --context-tokens 1024".split()
+    loads = ["--workload", "shared-prefix", "--prompt-tokens", "128", "--shared-tokens", "64", "--output-tokens", "8"]
+    sizes = ["--requests", "3", "--repeat", "1", "--warmup", "1", "--context-tokens", "1024"]
     code = cli.main(["bench", str(smollm2_path), "--json", "--http", *loads, *sizes, "--html", str(page)])
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert code == 0, report["findings"]

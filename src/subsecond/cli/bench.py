@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subsecond.cli import answering
-from subsecond.cli.bench_targets import Subject, engine_flags, open_subject
+from subsecond.cli.bench_targets import PeerLoad, Subject, engine_flags, open_subject
 from subsecond.cli.output import MODEL_HELP, Subparsers, add_command, print_json
 from subsecond.core import settings
 from subsecond.measure.bench_settings import BenchSettings
@@ -44,11 +44,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     targets.add_argument("--http", action="store_true", help="measure our server too, started with the same flags")
     targets.add_argument(
         "--against",
-        metavar="URL",
+        metavar="TARGET",
         action="append",
         default=[],
-        help="measure a server of OpenAI's API too, by its first model or by that named behind #; "
-        "SUBSECOND_API_KEY is its key; may be given several times",
+        help="measure another engine too, started here with the same model (`make peers` in the repository installs "
+        "llama.cpp, openvino and others; NAME:WEIGHTS chooses its weights), or a server of OpenAI's API at an address, "
+        "by its first model or by that named behind #, with SUBSECOND_API_KEY as its key; may be given several times",
     )
     targets.add_argument(
         "--cold-start",
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     with ExitStack() as stack, resumed("bench", _inputs(args, given), is_fresh=args.fresh) as journal:
         cold = _cold_start(args, journal)
-        subject = open_subject(args, stack)
+        subject = open_subject(args, _peer_load(given), stack)
         _check_sizes(given, subject)
         try:
             report = _Bench(args, given, subject, journal).measure()
@@ -228,6 +229,13 @@ class _Bench:
             "assumptions": list(self._cost.assumptions) if self._cost is not None else [],
             "quality_command": shlex.join(quality),
         }
+
+
+def _peer_load(given: BenchSettings) -> PeerLoad:
+    """What other engines are started for; a rate of requests may pile up as far as a sweep may go."""
+    most = max(given.concurrency) if given.rate is None and given.arrivals is None else given.sweep_limit
+    streams = given.sweep_limit if given.sweep else most
+    return PeerLoad(streams, max(one.max_context_tokens for one in given.workloads()))
 
 
 def _inputs(args: argparse.Namespace, given: BenchSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from subsecond.core.errors import InputError, UnsupportedError
+from subsecond.core.errors import InputError
 
 if TYPE_CHECKING:
     from subsecond.measure.target import Target
@@ -44,7 +44,15 @@ class Subject:
     targets: list[Target] = field(default_factory=list)
 
 
-def open_subject(args: argparse.Namespace, stack: ExitStack) -> Subject:
+@dataclass(frozen=True, slots=True)
+class PeerLoad:
+    """What engines that are started here have to hold: most requests at once, and most tokens of one of them."""
+
+    num_streams: int
+    context_tokens: int
+
+
+def open_subject(args: argparse.Namespace, load: PeerLoad, stack: ExitStack) -> Subject:
     """Load the model as far as it is measured here, and make all targets; `stack` ends what was begun."""
     from subsecond.measure.process_reading import memory_bytes
 
@@ -73,7 +81,7 @@ def open_subject(args: argparse.Namespace, stack: ExitStack) -> Subject:
         subject = Subject(checkpoint, _facts(checkpoint), checkpoint.config.vocab_size)
     if args.http:
         subject.targets.append(_own_server(args, stack))
-    subject.targets += [_named(name) for name in names]
+    subject.targets += [_named(name) if is_url(name) else _peer(name, args, load, stack) for name in names]
     return subject
 
 
@@ -92,14 +100,33 @@ def is_url(name: str) -> bool:
 
 
 def _check_names(names: list[str]) -> None:
+    from subsecond.measure.peers import find_peer
+
     for name in names:
         if not is_url(name):
-            raise UnsupportedError(
-                f"--against {name[:100]!r} cannot be started from here; start its server and give the address, "
-                "for example --against http://127.0.0.1:8080/v1"
-            )
+            find_peer(name)
     if len(set(names)) < len(names):
         raise InputError("--against names a target twice; give each once")
+
+
+def _peer(name: str, args: argparse.Namespace, load: PeerLoad, stack: ExitStack) -> Target:
+    """A registered engine, started with the same model and as many threads."""
+    from subsecond.core.hardware import probe
+    from subsecond.measure.http_target import HttpTarget
+    from subsecond.measure.peers import find_peer, peer_server
+    from subsecond.models.store import resolve
+
+    server = peer_server(
+        name,
+        resolve(args.model),
+        num_threads=args.num_threads or probe().num_usable_cores,
+        num_streams=load.num_streams,
+        context_tokens=load.context_tokens,
+        timeout_s=SERVER_TIMEOUT_S,
+    )
+    address, pid = stack.enter_context(server)
+    peer = find_peer(name)
+    return HttpTarget(address, name=name, pid=pid, facts={"version": peer.version, "build": peer.build})
 
 
 def _named(url: str) -> Target:

@@ -9,7 +9,7 @@ from subsecond.core.errors import FormatError
 
 T = TypeVar("T", int, float, str, bool)
 
-_KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+_KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", list: "a list"}
 
 
 def read_field(source: Mapping[str, object], name: str, kind: type[T], where: str) -> T:

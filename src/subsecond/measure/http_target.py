@@ -48,6 +48,7 @@ class HttpTarget:
 
     model    name of the model to ask for; None takes the first that the server lists
     pid      process of the server where it is known, for memory and processor time
+    facts    what else is known of it, as JSON data for its description
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class HttpTarget:
         api_key: str | None = None,
         pid: int | None = None,
         timeout_s: float = PROBE_TIMEOUT_S,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = url if name is None else name
         self._url = url
@@ -66,6 +68,7 @@ class HttpTarget:
         self._model = model
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._pid = pid
+        self._facts = facts or {}
         self._timeout_s = timeout_s
         self._shape: Shape | None = None
         self._server = ""
@@ -85,6 +88,7 @@ class HttpTarget:
             "server": self._server or None,
             "prompts": None if shape is None else "token ids" if shape.has_ids else "text",
             "ends_answers_early": None if shape is None else not shape.has_extras,
+            **self._facts,
         }
 
     async def prepare(self) -> None:

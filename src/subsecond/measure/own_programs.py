@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -30,7 +31,7 @@ def cold_start(model: str, flags: Sequence[str], timeout_s: float) -> dict[str, 
         "run", *flags, "--raw", "--ignore-eos", "--max-tokens", str(COLD_TOKENS), "--", model, COLD_PROMPT
     )
     start_s = time.perf_counter()
-    with _started(command) as (process, log), _limited(process, timeout_s):
+    with started(command) as (process, log), _limited(process, timeout_s):
         assert process.stdout is not None
         has_text = bool(process.stdout.read(1))
         first_s = time.perf_counter()
@@ -38,7 +39,7 @@ def cold_start(model: str, flags: Sequence[str], timeout_s: float) -> dict[str, 
         code = process.wait()
         end_s = time.perf_counter()
         if code or not has_text:
-            raise TargetError(f"`subsecond run` ended with {code}: {_end_of(log)}")
+            raise TargetError(f"`subsecond run` ended with {code}: {log_end(log)}")
     return {
         "first_token_ms": round((first_s - start_s) * 1e3, 2),
         "end_ms": round((end_s - start_s) * 1e3, 2),
@@ -50,14 +51,14 @@ def cold_start(model: str, flags: Sequence[str], timeout_s: float) -> dict[str, 
 def own_server(model: str, flags: Sequence[str], timeout_s: float) -> Iterator[tuple[str, int]]:
     """A server with the model on a free port, as (address, process id) once it can answer; ended with the block."""
     command = _command("serve", "--json", "--port", "0", *flags, "--", model)
-    with _started(command) as (process, log):
+    with started(command) as (process, log):
         assert process.stdout is not None
         with _limited(process, timeout_s):
             line = process.stdout.readline()
         try:
             address = str(json.loads(line)["address"])
         except (ValueError, LookupError, TypeError):
-            raise TargetError(f"`subsecond serve` did not start: {_end_of(log) or line.decode()[:500]}") from None
+            raise TargetError(f"`subsecond serve` did not start: {log_end(log) or line.decode()[:500]}") from None
         yield address, process.pid
 
 
@@ -70,11 +71,14 @@ def _environment() -> Mapping[str, str]:
 
 
 @contextmanager
-def _started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
-    """A running program and the file of what it says; it is ended with the block, politely first."""
+def started(command: Sequence[str], folder: Path | None = None) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    """A running program and the file of what it says; it is ended with the block, politely first.
+
+    folder  it runs there; None for the current one
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=_environment()
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=_environment(), cwd=folder
         )
         try:
             yield process, log
@@ -101,6 +105,7 @@ def _limited(process: subprocess.Popen[bytes], timeout_s: float) -> Iterator[Non
         timer.cancel()
 
 
-def _end_of(log: Any) -> str:
+def log_end(log: Any) -> str:
+    """What a program said last."""
     log.seek(0)
     return str(log.read().decode(errors="replace"))[-MAX_LOG_CHARS:].strip()

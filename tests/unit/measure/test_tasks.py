@@ -145,7 +145,7 @@ def test_the_packaged_set_is_whole_and_says_where_it_is_from() -> None:
     texts = packaged_texts()
     assert len({text.name for text in texts}) == len(texts) >= 8
     assert {"english", "german", "french", "spanish", "italian"} <= {str(text.language) for text in texts}
-    assert all(text.domain and 300 <= len(text.text.split()) <= 1000 or text.language == "python" for text in texts)
+    assert all((text.domain and 300 <= len(text.text.split()) <= 1000) or text.language == "python" for text in texts)
     readme = (text_files.DATA_FOLDER / "README.md").read_text(encoding="utf-8")
     files = sorted(path.name for path in (text_files.DATA_FOLDER / "texts").iterdir())
     assert files == sorted(f"{text.name}.txt" for text in texts)
