@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from subsecond.core.errors import FormatError
 
-T = TypeVar("T", int, float, str, bool)
+T = TypeVar("T", int, float, str, bool, list[Any])
 
 _KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", list: "a list"}
 

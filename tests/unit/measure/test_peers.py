@@ -34,7 +34,7 @@ ENTRY: dict[str, Any] = {
     "build": "as published",
     "weights": ["int4", "int8"],
 }
-LIMITS = {"num_threads": 2, "num_streams": 3, "context_tokens": 64, "timeout_s": 20.0}
+LIMITS: dict[str, Any] = {"num_threads": 2, "num_streams": 3, "context_tokens": 64, "timeout_s": 20.0}
 
 
 @pytest.fixture(autouse=True)
