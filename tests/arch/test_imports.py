@@ -34,7 +34,7 @@ def test_import_loads_no_third_party() -> None:
     assert not loaded & (HEAVY | WEB), "import subsecond must load neither third parties nor network modules"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "--help"], ["bench", "--help"]])
 def test_help_loads_no_third_party(arguments: list[str]) -> None:
     statement = f"""
 import contextlib, io, sys

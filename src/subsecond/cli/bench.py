@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subsecond.cli import answering
-from subsecond.cli.bench_targets import PeerLoad, Subject, engine_flags, open_subject
+from subsecond.cli.bench_targets import ENGINE, PeerLoad, Subject, engine_flags, open_subject
 from subsecond.cli.output import MODEL_HELP, Subparsers, add_command, print_json
 from subsecond.core import settings
 from subsecond.measure.bench_settings import BenchSettings
@@ -72,7 +75,11 @@ def run(args: argparse.Namespace) -> int:
     given = settings.from_arguments(BenchSettings, args)
     from subsecond.measure.journal import resumed
 
-    with ExitStack() as stack, resumed("bench", _inputs(args, given), is_fresh=args.fresh) as journal:
+    with (
+        _ended_in_order(),
+        ExitStack() as stack,
+        resumed("bench", _inputs(args, given), is_fresh=args.fresh) as journal,
+    ):
         cold = _cold_start(args, journal)
         subject = open_subject(args, _peer_load(given), stack)
         _check_sizes(given, subject)
@@ -104,6 +111,7 @@ class _Bench:
         self._warnings: list[str] = []
         self._sweeps: list[dict[str, Any]] = []
         self._machine = machine_json(subject.facts.get("isa"))
+        self._date = datetime.now(UTC)
         self._held_tokens = 0
         self._prediction_note: str | None = None
         self._cost = self._stored_cost()
@@ -176,8 +184,8 @@ class _Bench:
 
         for target, found in samples.items():
             row = bench_rows.row_of(cell, target, found, self._goal)
-            self._predict(row, target, found)
-            row["vllm"] = bench_rows.vllm_result(row, found, self._args.model, self._machine["measured_at"])
+            self._predict(row, cell, found)
+            row["vllm"] = bench_rows.vllm_result(row, found, self._args.model, self._date)
             self._rows.append(row)
             self._findings += bench_rows.findings_of(cell, target, found)
             where = f"{cell.workload.name}, {cell.arrivals.label}, {target}"
@@ -187,7 +195,7 @@ class _Bench:
         from subsecond.measure.predicted import stored_cost
 
         facts = self._subject.facts
-        if facts.get("isa") is None or self._subject.checkpoint.path.exists() is False:
+        if facts.get("isa") is None or facts["num_threads"] is None:
             self._prediction_note = "no prediction: the model does not run with native kernels in this process"
             return None
         cost, self._prediction_note = stored_cost(
@@ -199,18 +207,19 @@ class _Bench:
         )
         return cost
 
-    def _predict(self, row: dict[str, Any], target: str, samples: Sequence[Sample]) -> None:
+    def _predict(self, row: dict[str, Any], cell: Cell, samples: Sequence[Sample]) -> None:
         """Put beside a row of the engine in this process what the cost model says."""
         from subsecond.measure.predicted import predicted_row
 
         row["predicted"] = None
-        if target != "engine":
+        if row["target"] != ENGINE:
             return
         traces = [trace for sample in samples for trace in sample.answered]
         self._held_tokens += sum(t.num_prompt_tokens - (t.num_cached_tokens or 0) + t.num_new_tokens for t in traces)
         if row["peak_memory_bytes"] is not None and self._subject.process_bytes is not None:
             row["model_memory_bytes"] = row["peak_memory_bytes"] - self._subject.process_bytes
-        if self._cost is not None:
+        # a mixture has no one size that could be predicted
+        if self._cost is not None and not cell.workload.parts:
             held = min(self._held_tokens, self._subject.pool_tokens)
             row["predicted"] = predicted_row(self._cost, row, self._subject.max_rows, held)
 
@@ -236,6 +245,20 @@ def _peer_load(given: BenchSettings) -> PeerLoad:
     most = max(given.concurrency) if given.rate is None and given.arrivals is None else given.sweep_limit
     streams = given.sweep_limit if given.sweep else most
     return PeerLoad(streams, max(one.max_context_tokens for one in given.workloads()))
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Have the signal by which programs are ended leave the block, so that a server that was started ends too."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _inputs(args: argparse.Namespace, given: BenchSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subsecond.cli.bench_table import entry_text, footer, sweep_text, table_rows
+from subsecond.cli.bench_table import MISSING, entry_text, footer, sweep_text, table_rows
 from subsecond.cli.output import size_text
 from subsecond.measure.html_page import Page
 from subsecond.measure.svg_plot import Bar, Series, bar_plot, line_plot
@@ -121,9 +121,6 @@ def _add_predictions(page: Page, report: Mapping[str, Any]) -> None:
     page.table(lines)
     for text in report["assumptions"]:
         page.paragraph(f"Assumed: {text}")
-
-
-MISSING = "-"
 
 
 def _percent(error: float | None) -> str:

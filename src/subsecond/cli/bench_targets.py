@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from subsecond.models.checkpoint import Checkpoint
 
 API_KEY_VARIABLE = "SUBSECOND_API_KEY"
+ENGINE, SERVER = "engine", "server"  # names of our own targets
 ENGINE_FLAGS = ("isa", "num_threads", "context_tokens", "weights", "kv")
 SERVER_TIMEOUT_S = 600.0
 
@@ -72,7 +73,7 @@ def open_subject(args: argparse.Namespace, load: PeerLoad, stack: ExitStack) -> 
         )
         subject = _loaded(model)
         subject.process_bytes = process_bytes
-        subject.targets.append(EngineTarget(model.engine, {"variant": model.backend.variant}))
+        subject.targets.append(EngineTarget(model.engine, {"variant": model.backend.variant}, name=ENGINE))
     else:
         from subsecond.models.checkpoint import open_checkpoint
         from subsecond.models.store import resolve
@@ -142,7 +143,7 @@ def _own_server(args: argparse.Namespace, stack: ExitStack) -> Target:
     from subsecond.measure.own_programs import own_server
 
     address, pid = stack.enter_context(own_server(args.model, engine_flags(args), SERVER_TIMEOUT_S))
-    return HttpTarget(address, name="server", pid=pid)
+    return HttpTarget(address, name=SERVER, pid=pid)
 
 
 def _loaded(model: Any) -> Subject:

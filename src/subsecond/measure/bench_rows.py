@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -97,14 +98,14 @@ def warnings_of(row: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def vllm_result(row: Mapping[str, Any], samples: Sequence[Sample], model: str, date: str) -> dict[str, Any]:
+def vllm_result(row: Mapping[str, Any], samples: Sequence[Sample], model: str, date: datetime) -> dict[str, Any]:
     """A row with the keys of `vllm bench serve --save-result`, all repeats as one run; of times all requests count."""
     answered = [trace for sample in samples for trace in sample.answered]
     duration_s = sum(sample.duration_s for sample in samples)
     num_input = sum(trace.num_prompt_tokens for trace in answered)
     num_output = sum(trace.num_new_tokens for trace in answered)
     result: dict[str, Any] = {
-        "date": date,
+        "date": date.strftime("%Y%m%d-%H%M%S"),
         "backend": row["target"],
         "endpoint_type": row["target"],
         "label": row["workload"],

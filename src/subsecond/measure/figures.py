@@ -127,7 +127,7 @@ def goodput(samples: Sequence[Sample], goal: Mapping[str, float]) -> tuple[float
 
 def outliers(samples: Sequence[Sample]) -> tuple[int, list[dict[str, Any]]]:
     """Requests beyond three times the median of all in TTFT or total time: how many, and the farthest by name."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in ("ttft_ms", "e2e_ms"):
         values = [
             (value, repeat, index)

@@ -24,7 +24,7 @@ MAX_ERROR_CHARS = 500
 MAX_EVENT_BYTES = 2**24
 MAX_JSON_BYTES = 2**24
 PROBE_TIMEOUT_S = 600.0  # the first answer may have to wait for the model
-PROBE_IDS = 32
+PROBE_IDS = range(100, 132)  # ordinary tokens of small vocabularies too
 PROBE_WORDS = 32
 REFUSALS = (400, 404, 415, 422, 500, 501)  # statuses of servers that do not know a field or a kind of prompt
 _METRIC = re.compile(r"^(?P<name>[\w:]+)(?:\{(?P<labels>[^}]*)\})? (?P<value>[-+.\deE]+)", re.MULTILINE)
@@ -217,7 +217,7 @@ def passage_words() -> tuple[str, ...]:
 
 
 def _probe(shape: Shape) -> str | list[int]:
-    return list(range(1000, 1000 + PROBE_IDS)) if shape.has_ids else " ".join(passage_words()[:PROBE_WORDS])
+    return list(PROBE_IDS) if shape.has_ids else " ".join(passage_words()[:PROBE_WORDS])
 
 
 async def _read_events(response: Response, trace: Trace) -> None:

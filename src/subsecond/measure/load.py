@@ -14,7 +14,7 @@ from subsecond.measure.process_reading import machine_busy_seconds
 from subsecond.measure.target import Reading, Target, Trace
 from subsecond.measure.workload import Ask
 
-SETTLE_S = 5.0  # within which a target gives back what its requests held
+SETTLE_S = 2.0  # within which a target gives back what its requests held
 SETTLE_STEP_S = 0.02
 IDLE_WAIT_S = 1.0
 IDLE_RATIO = 1e-6  # a share of blocks is a float, so nothing in use need not be 0 exactly

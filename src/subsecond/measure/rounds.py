@@ -97,11 +97,14 @@ class Rounds:
         return found
 
     def _sample(self, target: Target, cell: Cell, repeat: int, warmed: set[str]) -> Sample:
+        # all of them at first, so that one that is not there is told before others have been measured for long
+        for other in self.targets:
+            if other.name not in self._prepared:
+                other.resume()
+                asyncio.run(other.prepare())
+                self._prepared.add(other.name)
         for other in self.targets:
             (other.resume if other is target else other.pause)()
-        if target.name not in self._prepared:
-            asyncio.run(target.prepare())
-            self._prepared.add(target.name)
         if target.name not in warmed and self.num_warmup:
             asks = replace(cell, num_requests=self.num_warmup, arrivals=Closed(1)).asks("warm-up")
             concurrency = cell.arrivals.concurrency if isinstance(cell.arrivals, Closed) else 1

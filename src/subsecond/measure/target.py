@@ -94,11 +94,13 @@ class Reading:
 class Target(Protocol):
     """Something that answers prompts. `name` is its own among those that are measured together.
 
-    `is_local` says whether it computes on this machine, so that this machine's energy and load are its own.
+    `is_local` says whether it computes on this machine, so that this machine's energy and load are its own;
+    `is_in_process` whether it does so in this process.
     """
 
     name: str
     is_local: bool
+    is_in_process: bool
 
     @property
     def description(self) -> Mapping[str, Any]:

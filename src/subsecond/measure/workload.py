@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from subsecond.core.errors import InputError
 
@@ -64,7 +65,7 @@ class Workload:
     def resized(self, prompt_tokens: int | None, output_tokens: int | None, shared_tokens: int | None) -> Workload:
         """The same with other sizes; None leaves one as it is. InputError where they do not fit."""
         given = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "shared_tokens": shared_tokens}
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if changes and self.parts:
             flags = ", ".join("--" + name.replace("_", "-") for name in changes)
             raise InputError(f"{flags} cannot be given with the workload {self.name}, whose sizes are those of others")

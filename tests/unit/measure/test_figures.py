@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,8 @@ def test_answers_that_are_short_or_come_in_lumps_are_told() -> None:
 
 def test_the_words_of_vllm() -> None:
     row = row_of(CELL, "engine", SAMPLES, {"ttft_ms": 150.0})
-    result = vllm_result(row, SAMPLES, "model.gguf", "today")
+    result = vllm_result(row, SAMPLES, "model.gguf", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    assert result["date"] == "20260102-030405"
     assert result["completed"] == result["num_prompts"] == 6 and result["failed"] == 0
     assert result["duration"] == 6.0 and result["total_input_tokens"] == 600 and result["total_output_tokens"] == 30
     assert result["request_throughput"] == 1.0 and result["output_throughput"] == 5.0

@@ -98,7 +98,8 @@ def test_a_load_whose_every_request_fails_has_a_row(measure: Measure) -> None:
     assert row["output_tokens_per_s"] is None and row["goal_share"] == 0.0
 
 
-def test_a_leak_is_found_and_its_absence_too(measure: Measure) -> None:
+def test_a_leak_is_found_and_its_absence_too(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subsecond.measure.load.SETTLE_S", 0.1)
     assert findings_of(CELL, "fake", [measure(FakeTarget())]) == []
     leaking = FakeTarget(leak_blocks=2)
     found = findings_of(CELL, "fake", [measure(leaking)])
