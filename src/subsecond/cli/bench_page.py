@@ -8,7 +8,7 @@ from typing import Any
 from subsecond.cli.bench_table import MISSING, entry_text, footer, sweep_text, table_rows
 from subsecond.cli.output import size_text
 from subsecond.measure.html_page import Page
-from subsecond.measure.svg_plot import Bar, Series, bar_plot, line_plot
+from subsecond.measure.svg_plot import Bar, Series, bar_plot, line_plot, number_text
 
 LATENCIES = {
     "ttft_ms": "time to first token",
@@ -17,7 +17,17 @@ LATENCIES = {
     "e2e_ms": "total time",
 }
 SHARES = ("min", "median", "p90", "p95", "p99", "max")
-SHARE_PLACES = {"min": 0.0, "median": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
+CURVE = {
+    "min": 0.0,
+    "p10": 10.0,
+    "p25": 25.0,
+    "median": 50.0,
+    "p75": 75.0,
+    "p90": 90.0,
+    "p95": 95.0,
+    "p99": 99.0,
+    "max": 100.0,
+}
 
 
 def bench_page(report: Mapping[str, Any]) -> Page:
@@ -60,14 +70,16 @@ def _add_distributions(page: Page, rows: Sequence[Mapping[str, Any]]) -> None:
                 *(
                     (
                         _label(row),
-                        *(f"{row[name][share]:.4g}" for share in (*SHARES, "mean")),
-                        " ".join(f"{value:.4g}" for value in row[name]["repeat_medians"]),
+                        *(number_text(row[name][share]) for share in (*SHARES, "mean")),
+                        " ".join(number_text(value) for value in row[name]["repeat_medians"]),
                     )
                     for row in measured
                 ),
             ]
         )
-        series = [Series(_label(row), [(row[name][s], SHARE_PLACES[s]) for s in SHARES]) for row in measured]
+        series = [
+            Series(_label(row), [(row[name][share], place) for share, place in CURVE.items()]) for row in measured
+        ]
         page.plot(line_plot(series, f"{label}, ms", "% of them within"))
 
 
@@ -113,7 +125,7 @@ def _add_predictions(page: Page, report: Mapping[str, Any]) -> None:
         found = row["predicted"]
         for name, label in (("ttft", "TTFT, ms"), ("tpot", "TPOT, ms")):
             if found[f"{name}_ms"] is not None and row[f"{name}_ms"] is not None:
-                values = (f"{found[f'{name}_ms']:.4g}", f"{row[f'{name}_ms']['median']:.4g}")
+                values = (number_text(found[f"{name}_ms"]), number_text(row[f"{name}_ms"]["median"]))
                 lines.append((_label(row), label, *values, _percent(found[f"{name}_error"])))
         measured = row.get("model_memory_bytes")
         memory = (size_text(found["memory_bytes"]), MISSING if measured is None else size_text(measured))

@@ -129,7 +129,7 @@ def _number(value: float | None) -> str:
 
 
 def _error_text(error: float | None) -> str:
-    return "" if error is None else f" ({error:+.0%} of measured)"
+    return "" if error is None else f" ({abs(error):.0%} {'above' if error > 0 else 'below'} measured)"
 
 
 def _goal_text(goal: Mapping[str, float]) -> str:

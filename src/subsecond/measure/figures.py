@@ -17,7 +17,7 @@ from subsecond.core.errors import InputError
 from subsecond.measure.load import Sample
 from subsecond.measure.target import Trace
 
-PERCENTILES = (90, 95, 99)
+PERCENTILES = (10, 25, 75, 90, 95, 99)
 OUTLIER_FACTOR = 3.0
 MAX_LISTED = 20
 NOISE_SPREAD = 0.05

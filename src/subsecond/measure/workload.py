@@ -66,7 +66,9 @@ class Workload:
         """The same with other sizes; None leaves one as it is. InputError where they do not fit."""
         given = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "shared_tokens": shared_tokens}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if changes and self.parts:
+        if not changes:
+            return self
+        if self.parts:
             flags = ", ".join("--" + name.replace("_", "-") for name in changes)
             raise InputError(f"{flags} cannot be given with the workload {self.name}, whose sizes are those of others")
         if prompt_tokens is not None and shared_tokens is None:
