@@ -32,10 +32,16 @@ def test_in_process_over_http_and_cold(
     page = tmp_path / "report.html"
     loads = ["--workload", "shared-prefix", "--prompt-tokens", "128", "--shared-tokens", "64", "--output-tokens", "8"]
     sizes = ["--requests", "3", "--repeat", "1", "--warmup", "1", "--context-tokens", "1024"]
-    code = cli.main(["bench", str(smollm2_path), "--json", "--http", *loads, *sizes, "--html", str(page)])
+    code = cli.main(["bench", str(smollm2_path), "--json", "--http", "--profile", *loads, *sizes, "--html", str(page)])
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert code == 0, report["findings"]
-    assert report["findings"] == []
+    assert [entry for entry in report["findings"] if entry["kind"] != "slow_operator"] == []
+    prefill, decode = report["profile"]["steps"]
+    assert (prefill["num_rows"], decode["num_rows"]) == (512, 1)
+    names = {group["name"]: group for group in decode["groups"]}
+    assert names["blk.*.attention"]["num_calls"] == 30 and names["logits"]["num_calls"] == 1
+    assert all(0 < group["ms"] < step["ms"] for step in (prefill, decode) for group in step["groups"])
+    assert sum(group["num_bytes"] for group in decode["groups"]) > 0.9 * report["model"]["weight_bytes"]
     engine, server = report["rows"]
     assert (engine["target"], server["target"]) == ("engine", "server")
     for row in (engine, server):

@@ -61,6 +61,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="time a fresh `subsecond run` to its first token too, or not",
     )
     report = parser.add_argument_group("report")
+    report.add_argument(
+        "--profile", action="store_true", help="tell where the time of a step goes, operator by operator"
+    )
     report.add_argument("--html", metavar="FILE", type=Path, help="write the report as one HTML file")
     report.add_argument(
         "--vllm-json", metavar="FILE", type=Path, help="write each row with the keys of `vllm bench serve`, one a line"
@@ -89,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
             print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
             raise
         report["cold_start"] = cold
+        report["profile"] = _profile(args, given, subject)
+        if report["profile"] is not None:
+            report["findings"] += [{"kind": "slow_operator", "text": text} for text in report["profile"]["findings"]]
         # before the journal is forgotten, so that a file that cannot be written costs no measurement
         _write(args, report)
         _print(args, report)
@@ -245,6 +251,14 @@ def _peer_load(given: BenchSettings) -> PeerLoad:
     most = max(given.concurrency) if given.rate is None and given.arrivals is None else given.sweep_limit
     streams = given.sweep_limit if given.sweep else most
     return PeerLoad(streams, max(one.max_context_tokens for one in given.workloads()))
+
+
+def _profile(args: argparse.Namespace, given: BenchSettings, subject: Subject) -> dict[str, Any] | None:
+    if not args.profile:
+        return None
+    from subsecond.cli.bench_profile import take_profile
+
+    return take_profile(args, subject, sorted({1, *given.concurrency}))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subsecond.cli.bench_profile import add_profile
 from subsecond.cli.bench_table import MISSING, entry_text, footer, sweep_text, table_rows
 from subsecond.cli.output import size_text
 from subsecond.measure.html_page import Page
@@ -45,6 +46,8 @@ def bench_page(report: Mapping[str, Any]) -> Page:
     _add_over_level(page, report["rows"])
     _add_comparison(page, report["rows"])
     _add_predictions(page, report)
+    if report["profile"] is not None:
+        add_profile(page, report["profile"])
     if report["sweeps"]:
         page.heading("Sweeps")
         for sweep in report["sweeps"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subsecond.cli.bench_profile import profile_text
 from subsecond.cli.output import size_text, table
 
 MISSING = "-"
@@ -30,6 +31,8 @@ HEADING = (
 def report_text(report: Mapping[str, Any]) -> str:
     """Everything in lines."""
     lines = [table(table_rows(report["rows"])), "", *footer(report)]
+    if report["profile"] is not None:
+        lines += ["", profile_text(report["profile"]), ""]
     lines += [f"FINDING  {entry_text(entry)}" for entry in report["findings"]]
     lines += [f"WARNING  {text}" for text in report["warnings"]]
     return "\n".join(lines)

@@ -31,6 +31,7 @@ class Subject:
     max_tokens        most tokens of a request; None where the model is not loaded here
     process_bytes     memory of this process before the model was loaded
     pool_tokens       tokens whose keys and values it can hold
+    backend           what computes in this process; None where nothing does
     kernels_finding   why its kernels are not those that it should run with; None where they are
     """
 
@@ -41,6 +42,7 @@ class Subject:
     process_bytes: int | None = None
     pool_tokens: int = 0
     max_rows: int = 0
+    backend: Any = None
     kernels_finding: str | None = None
     targets: list[Target] = field(default_factory=list)
 
@@ -167,6 +169,7 @@ def _loaded(model: Any) -> Subject:
         max_tokens=model.engine.max_tokens,
         pool_tokens=backend.num_blocks * backend.block_tokens,
         max_rows=backend.max_rows,
+        backend=backend,
         kernels_finding=_kernels_finding(isa),
     )
 

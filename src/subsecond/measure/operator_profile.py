@@ -6,7 +6,6 @@ The times are those of the served kernels; bytes and operations are counted from
 from __future__ import annotations
 
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +91,7 @@ class OperatorGroup:
 
 @dataclass(frozen=True, slots=True)
 class StepProfile:
-    """The operators of one step, longest first. `ms` is the step's median time, `other_ms` what no operator took."""
+    """The operators of one step, longest first. `ms` is the step's time, `other_ms` what no operator took."""
 
     shape: str
     num_rows: int
@@ -126,6 +125,8 @@ def profile_steps(
 ) -> list[StepProfile]:
     """Run each step some times and tell where its time went; whatever the backend's blocks hold is overwritten.
 
+    Times are the least of the runs, since other programs can only add to them.
+
     clock  seconds, as time.perf_counter() gives them
 
     Raises:
@@ -145,9 +146,9 @@ def profile_steps(
             for output, nanoseconds in backend.profiled_ns().items():
                 times[output].append(nanoseconds)
         backend.profile(False)
-        operators_s = {output: statistics.median(found) / 1e9 for output, found in times.items()}
+        operators_s = {output: min(found) / 1e9 for output, found in times.items()}
         costs = cost.operators(shape.spans, shape.num_sequences)
-        profiles.append(_profile(shape, backend.isa, statistics.median(steps_s), operators_s, costs, probe))
+        profiles.append(_profile(shape, backend.isa, min(steps_s), operators_s, costs, probe))
         if progress is not None:
             progress(done + 1, len(shapes))
     return profiles
