@@ -164,12 +164,15 @@ def test_what_was_done_is_not_done_again(
 def test_fresh_forgets_it(
     explain: Explain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(explanation.Explainer, "_flips", stop)
-    assert cli.main(["explain", "m.gguf", *SMALL, "--json", "--only", "layers,flips"]) == 130
+    command = ["explain", "m.gguf", *SMALL, "--json", "--only", "layers,flips"]
+    with monkeypatch.context() as patch:
+        patch.setattr(explanation.Explainer, "_flips", stop)
+        assert cli.main(command) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(explanation.layers, "window_divergence", stop)
+        assert cli.main([*command, "--fresh"]) == 130
     capsys.readouterr()
-    monkeypatch.undo()
-    monkeypatch.setattr(explanation.layers, "window_divergence", stop)
-    assert cli.main(["explain", "m.gguf", *SMALL, "--json", "--only", "layers,flips", "--fresh"]) == 130
+    explain("--only", "layers,flips")
 
 
 def stop(*_: object, **__: object) -> None:
@@ -216,10 +219,12 @@ def test_an_unknown_section_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_models_with_other_tokens_are_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("other.gguf").write_bytes(valid_model(0).replace(b"hello", b"hellp"))
-    assert cli.main(["explain", "m.gguf", *SMALL, "--reference", "other.gguf", "--text", "t.txt"]) == 1
-    assert "there is no file t.txt" in capsys.readouterr().err
-    Path("t.txt").write_text("hello the world " * 40)
+    length = (1).to_bytes(8, "little")  # in front of the text of a token
+    first, second, neither = (length + text for text in (b"q", b"z", b"\0"))
+    swapped = valid_model(0).replace(first, neither).replace(second, first).replace(neither, second)
+    assert swapped != valid_model(0)
+    Path("other.gguf").write_bytes(swapped)
+    Path("t.txt").write_text("quiz the world " * 40)
     assert cli.main(["explain", "m.gguf", *SMALL, "--reference", "other.gguf", "--text", "t.txt"]) == 1
     assert "reads text as other tokens than m.gguf" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,32 +64,32 @@ class AnswerPair:
 def answer_both(
     candidate: Backend, reference: Backend, prompt_ids: Sequence[int], num_tokens: int, stop_ids: Sequence[int]
 ) -> AnswerPair:
-    """Answer with up to `num_tokens` most likely tokens on both, and find where they part."""
-    answers = [
-        _until_stop(greedy_continuation(backend, prompt_ids, num_tokens).tolist(), stop_ids)
-        for backend in (candidate, reference)
-    ]
-    candidate_ids, reference_ids = answers
-    pairs = zip(candidate_ids, reference_ids, strict=False)
-    first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
-    if first is None:  # greedy answers that agree so far end at the same token
-        return AnswerPair(tuple(candidate_ids), tuple(reference_ids), None, None, None)
-    logits = last_logits(reference, [*prompt_ids, *reference_ids[:first]])
-    chances = [token_probability(logits, ids[first]) for ids in (reference_ids, candidate_ids)]
-    return AnswerPair(tuple(candidate_ids), tuple(reference_ids), first, *chances)
+    """Answer with up to `num_tokens` most likely tokens on both, and find where they part.
+
+    The reference reads the candidate's answer in one go, and writes one of its own from the first token on that it
+    would not have chosen.
+    """
+    candidate_ids = _until_stop(greedy_continuation(candidate, prompt_ids, num_tokens).tolist(), stop_ids)
+    for first, logits in enumerate(_answer_logits(reference, prompt_ids, candidate_ids)):
+        own = int(np.argmax(logits))
+        if own != candidate_ids[first]:
+            break
+    else:
+        return AnswerPair(tuple(candidate_ids), tuple(candidate_ids), None, None, None)
+    chances = [token_probability(logits, token_id) for token_id in (own, candidate_ids[first])]
+    begun = [*candidate_ids[:first], own]
+    rest = greedy_continuation(reference, [*prompt_ids, *begun], num_tokens - len(begun)).tolist()
+    return AnswerPair(tuple(candidate_ids), tuple(_until_stop([*begun, *rest], stop_ids)), first, *chances)
 
 
-def last_logits(backend: Backend, token_ids: Sequence[int]) -> Float32:
-    """Logits [vocab] after the last of `token_ids`; valid until the next step."""
-    ids = np.array(token_ids, np.int32)
-    num_blocks = -(-len(ids) // backend.block_tokens)
-    starts = range(0, len(ids), backend.max_rows)
-    for start in starts:
-        end = min(start + backend.max_rows, len(ids))
-        rows = np.array([end - start - 1], np.int32)
-        logits = backend.forward(replace(window_batch(ids, start, end, num_blocks), logits_rows=rows))
-    last: Float32 = logits[-1]
-    return last
+def _answer_logits(backend: Backend, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Iterator[Float32]:
+    """Logits [vocab] before each token of the answer, after the prompt; valid until the next."""
+    ids = np.array([*prompt_ids, *answer_ids], np.int32)
+    num_rows, num_blocks = len(ids) - 1, -(-len(ids) // backend.block_tokens)
+    for start in range(0, num_rows, backend.max_rows):
+        end = min(start + backend.max_rows, num_rows)
+        rows = np.arange(max(start, len(prompt_ids) - 1), end, dtype=np.int32) - start
+        yield from backend.forward(replace(window_batch(ids, start, end, num_blocks), logits_rows=rows))
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

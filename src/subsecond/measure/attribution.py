@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,15 +25,19 @@ def answer_batch(prompt_ids: Sequence[int], answer_ids: Sequence[int], block_tok
     return replace(batch, logits_rows=rows), ids[len(prompt_ids) :]
 
 
-def answer_logprob(backend: Backend, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> float:
-    """Natural logarithm of the probability of the answer after the prompt, by steps of at most `max_rows` rows."""
+def answer_logprob(backend: Backend, prompt_ids: Sequence[int], answer_ids: Sequence[int], start: int = 0) -> float:
+    """Natural logarithm of the probability of the answer after the prompt, by steps of at most `max_rows` rows.
+
+    Keys and values of the tokens before `start` are taken from the step before, which had the same tokens there;
+    `start` is a place in the prompt.
+    """
     ids = np.array([*prompt_ids, *answer_ids], np.int32)
     num_rows, num_blocks = len(ids) - 1, -(-len(ids) // backend.block_tokens)
     total = 0.0
-    for start in range(0, num_rows, backend.max_rows):
-        end = min(start + backend.max_rows, num_rows)
-        rows = np.arange(max(start, len(prompt_ids) - 1), end, dtype=np.int32)
-        logits = backend.forward(replace(window_batch(ids, start, end, num_blocks), logits_rows=rows - start))
+    for begin in range(start, num_rows, backend.max_rows):
+        end = min(begin + backend.max_rows, num_rows)
+        rows = np.arange(max(begin, len(prompt_ids) - 1), end, dtype=np.int32)
+        logits = backend.forward(replace(window_batch(ids, begin, end, num_blocks), logits_rows=rows - begin))
         for row, values in zip(rows, logits, strict=True):
             wide = values.astype(np.float64)
             total += wide[ids[row + 1]] - wide.max() - np.log(np.exp(wide - wide.max()).sum())
@@ -42,17 +46,20 @@ def answer_logprob(backend: Backend, prompt_ids: Sequence[int], answer_ids: Sequ
 
 def occlusion(
     backend: Backend, prompt_ids: Sequence[int], answer_ids: Sequence[int], places: Sequence[int], neutral_id: int
-) -> Iterator[float]:
+) -> list[float]:
     """How much the answer's log-probability falls when the token at each of `places` is replaced by `neutral_id`.
 
     Above zero: the token speaks for the answer. Zeiler and Fergus 2014, arXiv 1311.2901; Li et al. 2016,
     arXiv 1612.08220.
     """
     whole = answer_logprob(backend, prompt_ids, answer_ids)
-    for place in places:
+    falls = {}
+    # the last place first: what comes before a place is then as the whole prompt left it, and need not be run again
+    for place in sorted(places, reverse=True):
         occluded = list(prompt_ids)
         occluded[place] = neutral_id
-        yield whole - answer_logprob(backend, occluded, answer_ids)
+        falls[place] = whole - answer_logprob(backend, occluded, answer_ids, place)
+    return [falls[place] for place in places]
 
 
 def most_important(scores: Sequence[float], limit: int) -> list[int]:

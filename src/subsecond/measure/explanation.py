@@ -204,7 +204,7 @@ class Explainer:
         places = attribution.most_important(scores, attribution.NUM_OCCLUDED)
 
         def occlude(backend: Backend) -> list[float]:
-            return list(attribution.occlusion(backend, prompt_ids, ids, places, neutral_id))
+            return attribution.occlusion(backend, prompt_ids, ids, places, neutral_id)
 
         served = step("occluded served", lambda: occlude(self._served))
         reference = step("occluded reference", lambda: occlude(self._reference))

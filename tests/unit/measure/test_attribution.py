@@ -51,8 +51,17 @@ def test_log_probability_of_an_answer_in_several_steps() -> None:
 
 
 def test_leaving_out_what_the_answer_rests_on_costs_most() -> None:
-    falls = list(occlusion(SummingBackend(), [3, 0, 1], [1], [0, 1, 2], neutral_id=0))
+    falls = occlusion(SummingBackend(), [3, 0, 1], [1], [0, 1, 2], neutral_id=0)
     assert falls == pytest.approx([logprob(4) - logprob(1), 0, logprob(4) - logprob(3)])
+
+
+def test_what_comes_before_a_place_is_not_run_again() -> None:
+    backend, starts = SummingBackend(), []
+    forward = backend.forward
+    backend.forward = lambda batch: starts.append(int(batch.positions[0])) or forward(batch)  # type: ignore[method-assign]
+    falls = occlusion(backend, [3, 0, 1, 2], [1], [3, 0, 2], neutral_id=0)
+    assert starts == [0, 3, 3, 2, 0, 3]  # of steps with at most three rows
+    assert falls == pytest.approx([logprob(6) - logprob(total) for total in (4, 3, 5)])
 
 
 def test_the_rows_of_an_answer_predict_its_tokens() -> None:
