@@ -14,7 +14,7 @@ import pytest
 from subsecond.backends.native import measuring
 from subsecond.backends.probe_store import save_probe
 from subsecond.cli import main as cli
-from subsecond.measure import explanation, time_budget
+from subsecond.measure import explanation, layers, time_budget
 from subsecond.measure.journal import Journal
 from tests.fuzz.gguf_inputs import valid_model
 from tests.unit.backends.made_up_probe import PROBE
@@ -51,13 +51,13 @@ def test_the_whole_report(explain: Explain, home: Path) -> None:
     report = explain("--weights", "int4", "--prompts", "prompts.jsonl", "--html", "report.html")
     assert set(report) == KEYS
     assert report["model"] == report["reference"] == "m.gguf" and report["variant"].startswith("int4/")
-    layers = report["layers"]
-    assert [layer["name"] for layer in layers] == [
+    parts = report["layers"]
+    assert [layer["name"] for layer in parts] == [
         "embedding", "blk.0.attn", "blk.0.ffn", "blk.1.attn", "blk.1.ffn",
     ]  # fmt: skip
-    assert set(layers[0]) == {"name", "relative_error", "cosine_distance", "added_error"}
-    assert layers[0]["relative_error"] < 1e-3 < layers[-1]["relative_error"]
-    assert sum(layer["added_error"] for layer in layers) == pytest.approx(layers[-1]["relative_error"])
+    assert set(parts[0]) == {"name", "relative_error", "cosine_distance", "added_error"}
+    assert parts[0]["relative_error"] < 1e-3 < parts[-1]["relative_error"]
+    assert sum(layer["added_error"] for layer in parts) == pytest.approx(parts[-1]["relative_error"])
     assert report["num_scored_tokens"] == 78 and 0 < report["num_flips"] <= 78
     sureness = [flip["sureness"] for flip in report["flips"]]
     assert sureness == sorted(sureness, reverse=True) and len(sureness) == min(report["num_flips"], 20)
@@ -141,7 +141,7 @@ def test_what_was_done_is_not_done_again(
     explain: Explain, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = explain("--only", "layers,flips")
-    put, done = Journal.put, []
+    put, done, again = Journal.put, list[str](), list[str]()
 
     def put_until(self: Journal, key: str, value: Any) -> None:
         if len(done) == 3:
@@ -153,8 +153,12 @@ def test_what_was_done_is_not_done_again(
     assert cli.main(["explain", "m.gguf", *SMALL, "--json", "--only", "layers,flips"]) == 130
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "Interrupted"
     assert done == ["layers 0", "layers 1", "flips 0"] and len(list((home / "unfinished").iterdir())) == 1
-    again: list[str] = []
-    monkeypatch.setattr(Journal, "put", lambda self, key, value: again.append(key) or put(self, key, value))
+
+    def put_noted(self: Journal, key: str, value: Any) -> None:
+        again.append(key)
+        put(self, key, value)
+
+    monkeypatch.setattr(Journal, "put", put_noted)
     report = explain("--only", "layers,flips")
     assert again == ["flips 1", "answers 0", "answers 1", "answers 2"]
     assert {**report, "machine": None} == {**whole, "machine": None}
@@ -169,10 +173,22 @@ def test_fresh_forgets_it(
         patch.setattr(explanation.Explainer, "_flips", stop)
         assert cli.main(command) == 130
     with monkeypatch.context() as patch:
-        patch.setattr(explanation.layers, "window_divergence", stop)
+        patch.setattr(layers, "window_divergence", stop)
         assert cli.main([*command, "--fresh"]) == 130
     capsys.readouterr()
     explain("--only", "layers,flips")
+
+
+def test_a_report_that_cannot_be_written_costs_no_work(
+    explain: Explain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder").mkdir()
+    command = ["explain", "m.gguf", *SMALL, "--json", "--only", "layers"]
+    assert cli.main([*command, "--html", "folder"]) == 1
+    capsys.readouterr()
+    monkeypatch.setattr(layers, "window_divergence", stop)
+    assert len(explain("--only", "layers", "--html", "page.html")["layers"]) == 5
+    assert Path("page.html").exists()
 
 
 def stop(*_: object, **__: object) -> None:

@@ -70,10 +70,6 @@ def run(args: argparse.Namespace) -> int:
     text = PASSAGE if args.text is None else _read_text(args.text)
     prompts = DEFAULT_PROMPTS if args.prompts is None else _read_prompts(args.prompts)
     report = _explain(args, amount, sections, text, prompts)
-    if args.html is not None:
-        from subsecond.measure.explanation_page import page_of
-
-        page_of(report).write(args.html)
     if args.json:
         print_json(report)
     else:
@@ -89,6 +85,7 @@ def _explain(
     from subsecond.backends import native
     from subsecond.cli.progress import step_progress
     from subsecond.measure.explanation import Explainer
+    from subsecond.measure.explanation_page import page_of
     from subsecond.measure.journal import resumed
     from subsecond.measure.machine import machine_json
     from subsecond.models.checkpoint import open_checkpoint
@@ -114,14 +111,16 @@ def _explain(
         explainer = Explainer(checkpoint, served, lambda: _torch_reference(given, order.context_tokens), order)
         inputs = _journal_inputs(args, checkpoint, given, served, order, (text, prompts))
         with resumed("explain", inputs, is_fresh=args.fresh) as journal:
-            report = _with_progress(explainer, journal, step_progress)
-        head = {
-            "machine": machine_json(served.isa),
-            "model": str(checkpoint.path),
-            "reference": str(given.path),
-            "variant": served.variant,
-        }
-        return {**head, **report}
+            head = {
+                "machine": machine_json(served.isa),
+                "model": str(checkpoint.path),
+                "reference": str(given.path),
+                "variant": served.variant,
+            }
+            report = {**head, **_with_progress(explainer, journal, step_progress)}
+            if args.html is not None:  # within the block: what was done is kept when the file cannot be written
+                page_of(report).write(args.html)
+        return report
     finally:
         served.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from subsecond.backends.batch import Float32, ForwardBatch, Int32
@@ -24,6 +24,8 @@ MAX_FLIPS = 20  # that a report shows
 CONTEXT_TOKENS = 24  # that are shown before a flip
 
 Progress = Callable[[int, int], None]
+# Gives the result of that name, computed unless it is known from before.
+Step = Callable[[str, Callable[[], Any]], Any]
 
 
 class Reference(Backend, Protocol):
@@ -120,7 +122,7 @@ class Explainer:
     def _reference(self) -> Reference:
         return self._reference_and_graph[0]
 
-    def _layers(self, step: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
+    def _layers(self, step: Step) -> dict[str, Any]:
         names = residual_values(self._checkpoint.graph(self._order.context_tokens))
         windows = self._order.windows
         taps: list[NativeTaps] = []
@@ -150,14 +152,14 @@ class Explainer:
             )
 
         try:
-            found = [step(f"layers {index}", lambda at=index: compute(at)) for index in range(len(windows))]
+            found = [step(f"layers {index}", partial(compute, index)) for index in range(len(windows))]
         finally:
             for each in taps:
                 each.close()
         summary = layers.summarize_layers(names, found)
         return {"layers": [each.to_json() for each in summary], "findings": layers.layer_findings(summary)}
 
-    def _flips(self, step: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
+    def _flips(self, step: Step) -> dict[str, Any]:
         windows, prompts = self._order.windows, self._order.prompts
 
         def compare(index: int) -> dict[str, Any]:
@@ -180,8 +182,8 @@ class Explainer:
                 "reference_probability": pair.reference_probability,
             }
 
-        found = [step(f"flips {index}", lambda at=index: compare(at)) for index in range(len(windows))]
-        answers = [step(f"answers {index}", lambda at=index: answer(at)) for index in range(len(prompts))]
+        found = [step(f"flips {index}", partial(compare, index)) for index in range(len(windows))]
+        answers = [step(f"answers {index}", partial(answer, index)) for index in range(len(prompts))]
         flips = sorted((flip for each in found for flip in each["flips"]), key=lambda flip: -flip["sureness"])
         return {
             "flips": flips[:MAX_FLIPS],
@@ -190,7 +192,7 @@ class Explainer:
             "answers": answers,
         }
 
-    def _attribution(self, step: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
+    def _attribution(self, step: Step) -> dict[str, Any]:
         prompt_ids = list(self._order.encode())
         neutral_id = self._neutral_id()
         ids = step("answer", lambda: self._answer(prompt_ids))
@@ -230,7 +232,7 @@ class Explainer:
         end = next((at for at, token_id in enumerate(ids) if token_id in self._tokenizer.eos_ids), len(ids))
         return ids[: max(end, 1)]
 
-    def _time(self, step: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
+    def _time(self, step: Step) -> dict[str, Any]:
         order = self._order
 
         def compute() -> dict[str, Any]:
