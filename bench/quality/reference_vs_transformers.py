@@ -1,6 +1,7 @@
 """Checks the fp32 torch reference against transformers on the dequantized weights of a GGUF file.
 
 Run from the repository: python -m bench.quality.reference_vs_transformers MODEL.gguf TEXT --windows 3
+With --stride the windows overlap and only the last tokens of each count, as `subsecond eval --stride` has it.
 Ends with status 1 when perplexities differ by more than 0.05 % or logits by more than 1e-4 of their range.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,16 @@ from subsecond.backends.batch import Float32, Int32
 from subsecond.backends.torch import TorchBackend
 from subsecond.measure.evaluation import forward_windows
 from subsecond.measure.quality import compare_logits, summarize
-from subsecond.measure.windows import windows_of_text
+from subsecond.measure.windows import Window, sliding_windows
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 
 MAX_PERPLEXITY_DIFFERENCE = 0.0005
 MAX_LOGIT_DIFFERENCE = 1e-4
 
 
-def compare(checkpoint: Checkpoint, windows: Int32) -> dict[str, float]:
+def compare(checkpoint: Checkpoint, sliding: Sequence[Window]) -> dict[str, float]:
     """Our perplexity and transformers', and the largest difference of a logit relative to the range of a window."""
+    windows = np.stack([window.token_ids for window in sliding])
     window_len = windows.shape[1]
     backend = TorchBackend(
         checkpoint.graph(), checkpoint.weights, num_blocks=-(-window_len // 32), block_tokens=32, max_rows=window_len
@@ -38,9 +40,10 @@ def compare(checkpoint: Checkpoint, windows: Int32) -> dict[str, float]:
         checkpoint.config, checkpoint.weights.dequantize, is_tied="output.weight" not in checkpoint.weights.shapes
     )
     rows, differences = [], []
-    sources = zip(windows, forward_windows(backend, windows), transformers_windows(model, windows), strict=True)
+    sources = zip(sliding, forward_windows(backend, windows), transformers_windows(model, windows), strict=True)
     for window, ours, theirs in sources:
-        rows.append(compare_logits(theirs[:-1], ours[:-1], window[1:]))
+        scored = slice(window.first_scored - 1, -1)
+        rows.append(compare_logits(theirs[scored], ours[scored], window.token_ids[window.first_scored :]))
         logit_range = float(theirs.max()) - float(theirs.min())
         difference = max(float(np.abs(left - right).max()) for left, right in zip(ours, theirs, strict=True))
         differences.append(difference / logit_range)
@@ -71,12 +74,15 @@ def main() -> int:
     parser.add_argument("text", type=Path, help="text file in UTF-8")
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--length", type=int, default=512, help="tokens a window")
+    parser.add_argument("--stride", type=int, help="tokens from window to window; without it they do not overlap")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(arguments.model)
     text = arguments.text.read_text(encoding="utf-8")
-    windows = windows_of_text(text, checkpoint.tokenizer.encode, arguments.windows, arguments.length)
+    token_ids = checkpoint.tokenizer.encode(text)
+    windows = sliding_windows(token_ids, arguments.length, arguments.stride, arguments.windows)
     figures = compare(checkpoint, windows)
-    print(json.dumps({"model": checkpoint.config.name, "windows": windows.shape} | figures, indent=2))
+    shape = {"windows": len(windows), "window_tokens": arguments.length, "stride": arguments.stride}
+    print(json.dumps({"model": checkpoint.config.name} | shape | figures, indent=2))
     is_same_perplexity = figures["perplexity_difference"] <= MAX_PERPLEXITY_DIFFERENCE
     is_same_logits = figures["logit_difference_of_range"] <= MAX_LOGIT_DIFFERENCE
     return 0 if is_same_perplexity and is_same_logits else 1
