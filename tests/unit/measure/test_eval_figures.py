@@ -172,7 +172,7 @@ def scores_of(kl: float, agree: float, ratio: float, num_windows: int = 4) -> li
     [
         (0.003, 0.97, 1.001, []),
         (0.49, 0.71, 1.49, []),
-        (0.6, 0.9, 1.1, ["mean KL 0.600 nats"]),
+        (0.6, 0.9, 1.1, ["mean KL 0.6 nats"]),
         (0.1, 0.5, 1.1, ["top-1 agreement 50.0%"]),
         (0.1, 0.9, 2.0, ["perplexity 2 times as high"]),
         (3.0, 0.1, 90.0, ["mean KL", "top-1", "perplexity"]),
