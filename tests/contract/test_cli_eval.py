@@ -211,6 +211,10 @@ def test_texts_of_several_kinds_are_sliced(capsys: pytest.CaptureFixture[str], p
         (["--text", "t.txt", "--window-tokens", "1"], "--window-tokens 1 is not allowed"),
         (["--text", "t.txt", "--window-tokens", "9", "--stride", "10"], "a stride of 10 would leave out tokens"),
         (["--text", "t.txt", "--window-tokens", "64", "--context-tokens", "32"], "does not fit into the key/value"),
+        (
+            ["--task", "free.jsonl", "--answer-tokens", "120"],
+            "but the model's context is 128; shorten it, or give fewer",
+        ),
         (["--task", "t.txt"], "t.txt, line 1: it is not valid JSON"),
         (["--reference", "other.gguf", "--text", "t.txt"], "there is no file or folder 'other.gguf'"),
     ],

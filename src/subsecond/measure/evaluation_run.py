@@ -12,6 +12,7 @@ from typing import Any
 
 from subsecond.backends.protocol import Backend
 from subsecond.core.errors import InputError
+from subsecond.formats.fields import shorten
 from subsecond.measure.eval_figures import Answer, Choices, FreeAnswer
 from subsecond.measure.journal import Journal
 from subsecond.measure.settings import EvaluationSettings
@@ -155,7 +156,7 @@ def answer_tasks(
 def longest_tokens(
     windows: Sequence[TextWindow], tasks: Sequence[Task], checkpoint: Checkpoint, settings: EvaluationSettings
 ) -> int:
-    """Tokens of the longest sequence that the evaluation will run."""
+    """Tokens of the longest sequence that the evaluation will run; InputError if the model cannot read that many."""
     answerer, tokenizer = Answerer(checkpoint), checkpoint.tokenizer
     longest = max((len(each.window.token_ids) for each in windows), default=1)
     for item in (item for task in tasks for item in task.items):
@@ -164,6 +165,11 @@ def longest_tokens(
             longest = max(longest, *(len(context) + len(choice) for context, choice in pairs))
         else:
             longest = max(longest, len(answerer.prompt_ids(item.prompt)) + settings.answer_tokens)
+        if longest > checkpoint.config.context_length:
+            raise InputError(
+                f"the question {shorten(item.prompt)} and its answer have {longest} tokens, but the model's context is "
+                f"{checkpoint.config.context_length}; shorten it, or give fewer --answer-tokens"
+            )
     return longest
 
 
@@ -174,9 +180,11 @@ def _answer(pair: Pair, checkpoint: Checkpoint, answerer: Answerer, item: Item, 
         if pair.reference is not None:
             expected = choice_loglikelihoods(pair.reference, checkpoint.tokenizer, item.prompt, item.choices)
         return Choices(tuple(given), None if expected is None else tuple(expected))
-    text = answerer.answer(pair.candidate, item.prompt, max_tokens)
-    other = None if pair.reference is None else answerer.answer(pair.reference, item.prompt, max_tokens)
-    return FreeAnswer(text, other)
+    given_ids = answerer.answer_ids(pair.candidate, item.prompt, max_tokens)
+    if pair.reference is None:
+        return FreeAnswer(answerer.text(given_ids), None)
+    expected_ids = answerer.answer_ids(pair.reference, item.prompt, max_tokens, given_ids)
+    return FreeAnswer(answerer.text(given_ids), answerer.text(expected_ids))
 
 
 def _answer_from_json(data: Any) -> Answer:

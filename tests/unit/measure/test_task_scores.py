@@ -74,6 +74,25 @@ def test_a_greedy_answer_takes_the_most_likely_tokens_and_ends_at_the_end() -> N
     assert greedy_answer(FakeBackend(), prompt, 6, {expected[3]}) == expected[:place]
 
 
+@pytest.mark.parametrize("num_right", [0, 1, 3, 6])
+@pytest.mark.parametrize("max_rows", [2, 512])
+def test_a_draft_changes_nothing_but_the_number_of_steps(num_right: int, max_rows: int) -> None:
+    prompt = [5, 9, 2, 7, 7]
+    expected = greedy_answer(FakeBackend(), prompt, 6, ())
+    wrong = [(token_id + 1) % 50 for token_id in expected]
+    draft = [*expected[:num_right], *wrong[num_right:]]
+    backend = FakeBackend(max_rows=max_rows)
+    assert greedy_answer(backend, prompt, 6, (), draft) == expected
+    assert greedy_answer(backend, prompt, 4, (), draft) == expected[:4]
+    assert greedy_answer(backend, prompt, 6, {expected[4]}, draft) == expected[: expected.index(expected[4])]
+    assert greedy_answer(backend, prompt, 6, (), draft[:2]) == expected
+    # an answer that ends goes on where the other model ended too early, and ends where it went on
+    assert greedy_answer(backend, prompt, 6, {expected[5]}, expected[:5]) == expected[: expected.index(expected[5])]
+    counted = FakeBackend()
+    greedy_answer(counted, prompt, 6, (), draft)
+    assert len(counted.num_rows) == 2 + max(0, 5 - num_right)
+
+
 def test_a_question_that_does_not_fit_is_refused() -> None:
     backend = FakeBackend(vocab_size=VOCAB_SIZE, num_blocks=2)
     with pytest.raises(InputError, match="give --context-tokens of at least"):
