@@ -74,8 +74,8 @@ def add_profile(page: Page, profile: Mapping[str, Any]) -> None:
 
     page.heading("Profile by operator")
     page.paragraph(
-        f"Times of the {profile['isa']} kernels. Shares are of the fastest multiply instruction and of the read rate that "
-        "were measured on this machine; a step is bound by whichever is near 100 %."
+        f"Times of the {profile['isa']} kernels, the least of some runs. Shares are of the fastest multiply "
+        "instruction and of the read rate measured on this machine; a step is bound by whichever is near 100 %."
     )
     page.table(profile_rows(profile))
     for step in profile["steps"]:
