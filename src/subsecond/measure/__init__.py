@@ -1,1 +1,1 @@
-"""Measures what a model on a backend is worth: its quality against the reference; judges nothing."""
+"""Measures what a served model is worth: speed, memory, energy, quality, and where each is lost; judges nothing."""
