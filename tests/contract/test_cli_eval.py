@@ -11,14 +11,14 @@ import pytest
 
 from subsecond.cli import main as cli
 from subsecond.formats.gguf import GgufFile
-from subsecond.measure import evaluation_run
+from subsecond.measure import evaluation_run, window_scores
 from subsecond.measure.eval_figures import TEXT_FIGURES
 from subsecond.models.weights import GgufWeights
 from tests.fuzz import tiny_model
 from tests.fuzz.gguf_inputs import valid_model
 
 TEXT = "The hello world is the world of the hello. Who tells the hello to the world? " * 6
-TASKS = {
+TASKS: dict[str, list[dict[str, Any]]] = {
     "choices": [
         {"question": "hello?", "choices": ["the", "a world"], "answer": 0, "domain": "x", "language": "en"},
         {"question": "world?", "choices": ["hello", "no"], "answer": "no", "domain": "y", "language": "en"},
@@ -143,7 +143,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     arguments = ("m.gguf", *TEXT_FLAGS, "--task", "choices.jsonl")
     whole = run_json(capsys, *arguments)
-    scored, real = [], evaluation_run.score_window
+    scored: list[Any] = []
+    real = window_scores.score_window
     limit = 2
 
     def interrupted(*given: Any) -> Any:
@@ -167,7 +168,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 def test_other_work_and_fresh_work_begin_anew(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scored, real = [], evaluation_run.score_window
+    scored: list[Any] = []
+    real = window_scores.score_window
 
     def counted(*given: Any) -> Any:
         if len(scored) == 2:

@@ -54,7 +54,7 @@ def windows_of(
     `is_number_exact`: a text that has fewer windows than asked for is an InputError, else it gives what it has. So is
     a text of less than two tokens, and a window beyond the model's context.
     """
-    if settings.window_tokens > checkpoint.config.context_length:
+    if texts and settings.window_tokens > checkpoint.config.context_length:
         raise InputError(
             f"windows of {settings.window_tokens} tokens do not fit into the model's context of "
             f"{checkpoint.config.context_length}; give --window-tokens of at most that"
