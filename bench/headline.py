@@ -193,10 +193,7 @@ def main() -> None:
     peers = known(options.peers)
     outcomes, commands = {}, {}
     for claim in claims:
-        has_before = bool(known([claim.before]))
-        command = command_of(
-            claim if has_before else Claim(claim.name, claim.claim, "", claim.load, claim.weights), options, peers
-        )
+        command = command_of(claim, options, peers)
         commands[claim.name] = shlex.join(["subsecond", *command[3:]])
         print(f"{claim.name}: {commands[claim.name]}", file=sys.stderr)
         outcomes[claim.name] = outcome_of(claim, run_json(command))
