@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
             raise
         report["cold_start"] = cold
-        report["profile"] = _profile(args, given, subject)
+        report["profile"] = _profile(args, given, subject, report["rows"])
         if report["profile"] is not None:
             report["findings"] += [{"kind": "slow_operator", "text": text} for text in report["profile"]["findings"]]
         # before the journal is forgotten, so that a file that cannot be written costs no measurement
@@ -253,12 +253,16 @@ def _peer_load(given: BenchSettings) -> PeerLoad:
     return PeerLoad(streams, max(one.max_context_tokens for one in given.workloads()))
 
 
-def _profile(args: argparse.Namespace, given: BenchSettings, subject: Subject) -> dict[str, Any] | None:
+def _profile(
+    args: argparse.Namespace, given: BenchSettings, subject: Subject, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
     if not args.profile:
         return None
     from subsecond.cli.bench_profile import take_profile
+    from subsecond.measure.bench_rows import OTHERS_SHARE
 
-    return take_profile(args, subject, sorted({1, *given.concurrency}))
+    is_quiet = all((row["other_cpu_share"] or 0) <= OTHERS_SHARE for row in rows)
+    return take_profile(args, subject, sorted({1, *given.concurrency}), is_quiet=is_quiet)
 
 
 @contextmanager

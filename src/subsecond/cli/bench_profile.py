@@ -20,8 +20,12 @@ LEAST_SHARE = 0.005  # of a step's time, below which an operator is left out of 
 HEADING = ("step", "operators", "calls", "ms", "share", "GFLOP", "MB", "of peak ops", "of read rate", "predicted ms")
 
 
-def take_profile(args: argparse.Namespace, subject: Subject, num_sequences: Sequence[int]) -> dict[str, Any]:
+def take_profile(
+    args: argparse.Namespace, subject: Subject, num_sequences: Sequence[int], *, is_quiet: bool
+) -> dict[str, Any]:
     """Time the operators of some steps; the machine is measured first where that has not been done.
+
+    is_quiet  whether no other programs compute, without which slow operators are no finding
 
     Raises:
         UnsupportedError: the model does not run with native kernels in this process.
@@ -48,7 +52,7 @@ def take_profile(args: argparse.Namespace, subject: Subject, num_sequences: Sequ
     return {
         "isa": backend.isa,
         "steps": [profile.to_json() for profile in found],
-        "findings": operator_profile.findings(found, choose_isa()),
+        "findings": operator_profile.findings(found, choose_isa(), is_quiet=is_quiet),
     }
 
 

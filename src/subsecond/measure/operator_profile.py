@@ -154,15 +154,18 @@ def profile_steps(
     return profiles
 
 
-def findings(profiles: Sequence[StepProfile], best_isa: str) -> list[str]:
-    """What is plainly wrong: kernels below what the machine has, operators that take far longer than predicted."""
+def findings(profiles: Sequence[StepProfile], best_isa: str, *, is_quiet: bool = True) -> list[str]:
+    """What is plainly wrong: kernels below what the machine has, operators that take far longer than predicted.
+
+    Of a machine that is not quiet, on which other programs compute, slow operators say nothing.
+    """
     found = []
     isas = {profile.isa for profile in profiles} - {best_isa}
     found += [
         f"the {isa} kernels run, though {best_isa} can run here; leave out --isa and SUBSECOND_ISA"
         for isa in sorted(isas)
     ]
-    for profile in profiles:
+    for profile in profiles if is_quiet else ():
         for group in profile.groups:
             if group.share >= LEAST_SHARE and group.ms > SLOW_FACTOR * group.predicted_ms:
                 found.append(

@@ -10,7 +10,7 @@ from html import escape
 COLORS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8e5ea2", "#c77f1a", "#4a4e69", "#00798c", "#9c6644")
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 44
-BAR_HEIGHT, BAR_GAP, LABEL_WIDTH, VALUE_WIDTH = 18, 6, 220, 90
+BAR_HEIGHT, BAR_GAP, LABEL_WIDTH, CHAR_WIDTH = 18, 6, 220, 6.5
 NUM_TICKS = 5
 
 
@@ -65,7 +65,8 @@ def line_plot(series: Sequence[Series], x_label: str, y_label: str, *, is_log_x:
 def bar_plot(bars: Sequence[Bar], unit: str, *, has_one_color: bool = False) -> str:
     """Bars from zero to the right, each with its value and its interval as a whisker."""
     most = max((max(bar.value, bar.high or 0.0) for bar in bars if math.isfinite(bar.value)), default=0.0) or 1.0
-    scale = (WIDTH - LABEL_WIDTH - VALUE_WIDTH) / most
+    longest = max((len(_value_text(bar, unit)) for bar in bars), default=0)
+    scale = max(WIDTH - LABEL_WIDTH - 12 - CHAR_WIDTH * longest, 60) / most
     parts = []
     for index, bar in enumerate(bars):
         y = index * (BAR_HEIGHT + BAR_GAP)
@@ -84,8 +85,7 @@ def bar_plot(bars: Sequence[Bar], unit: str, *, has_one_color: bool = False) -> 
             low, high = LABEL_WIDTH + max(bar.low, 0.0) * scale, LABEL_WIDTH + max(bar.high, 0.0) * scale
             parts.append(f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="#222" stroke-width="1.4"/>')
             end = max(end, high)
-        note = f" {bar.note}" if bar.note else ""
-        parts.append(_text(end + 6, middle + 4, f"{number_text(bar.value)} {unit}{note}"))
+        parts.append(_text(end + 6, middle + 4, _value_text(bar, unit)))
     return _svg(WIDTH, max(len(bars), 1) * (BAR_HEIGHT + BAR_GAP), parts, unit)
 
 
@@ -154,6 +154,10 @@ def _legend(names: Sequence[str]) -> str:
         for index, name in enumerate(names)
     ]
     return f'<p class="legend">{"".join(items)}</p>'
+
+
+def _value_text(bar: Bar, unit: str) -> str:
+    return f"{number_text(bar.value)} {unit}" + (f" {bar.note}" if bar.note else "")
 
 
 def _shortened(label: str) -> str:

@@ -96,6 +96,12 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert "not measured" in svg and len(coordinates(svg, "path")) == 1
 
 
+def test_the_text_behind_a_bar_has_room() -> None:
+    svg = bar_plot([Bar("a", 11.1)], "tokens of answers a second")
+    (text,) = [e for e in coordinates(svg, "text") if "tokens" in "".join(e.itertext())]
+    assert float(text.attrib["x"]) + 5.5 * len("".join(text.itertext())) < 640
+
+
 @pytest.mark.parametrize("points", [[], [(0.0, math.nan)], [(1.0, 0.0)], [(3.0, 2.0), (3.0, 2.0)], [(0.0, -1.0)]])
 def test_plots_of_little_are_drawn_too(points: list[tuple[float, float]]) -> None:
     svg = line_plot([Series("a", points)], "x", "y")

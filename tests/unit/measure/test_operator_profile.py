@@ -107,6 +107,7 @@ def test_an_operator_far_slower_than_predicted_is_a_finding() -> None:
     profiles = profile_steps(backend, COST, PROBE, [StepShape("decode", 1, 3)], clock().__next__)
     (found,) = findings(profiles, "avx2")
     assert group_name(slow) in found and "5.0 times as long as predicted" in found
+    assert findings(profiles, "avx2", is_quiet=False) == []
 
 
 def test_a_step_beyond_what_was_loaded_is_refused() -> None:
