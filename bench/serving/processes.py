@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,21 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.models import ROOT
-from bench.serving.client import LOCAL_HOST
 from bench.timing import PeerError
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STOP_TIMEOUT_S = 20.0
 MAX_LOG_CHARS = 2000
 PR_SET_PDEATHSIG = 1
-
-
-def free_port() -> int:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as listener:
-        listener.bind((LOCAL_HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def ticks_of(stat: str) -> int:

@@ -18,9 +18,10 @@ from bench.serving import commands
 from bench.serving.client import Address, Answer, check, run_streams
 from bench.serving.commands import Capacity
 from bench.serving.loads import Prompt, completion_body
-from bench.serving.processes import MeasuredProcess, free_port
+from bench.serving.processes import MeasuredProcess
 from bench.serving.samples import Costs, Sample, sample_of
 from bench.timing import PeerError
+from subsecond.measure.peers import free_port
 
 Result = TypeVar("Result")
 

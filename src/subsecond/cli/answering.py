@@ -90,19 +90,17 @@ def answer_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_engine_arguments` added, as arguments of `subsecond.load`."""
+    names = ("backend", "isa", "num_threads", "context_tokens", "weights", "kv")
+    return {name: getattr(args, name) for name in names}
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """Load the model with the engine's flags; InputError for flags of a chat template that it does not have."""
     from subsecond import api
 
-    model = api.load(
-        args.model,
-        backend=args.backend,
-        isa=args.isa,
-        num_threads=args.num_threads,
-        context_tokens=args.context_tokens,
-        weights=args.weights,
-        kv=args.kv,
-    )
+    model = api.load(args.model, **engine_options(args))
     has_variables = args.thinking is not None or args.template_kwargs is not None
     if has_variables and not model.checkpoint.has_chat_template:
         model.close()

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from subsecond.cli.answering import engine_options
 from subsecond.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLE = "SUBSECOND_API_KEY"
 ENGINE, SERVER = "engine", "server"  # names of our own targets
-ENGINE_FLAGS = ("isa", "num_threads", "context_tokens", "weights", "kv")
 SERVER_TIMEOUT_S = 600.0
 
 
@@ -70,9 +70,7 @@ def open_subject(args: argparse.Namespace, load: PeerLoad, stack: ExitStack) -> 
     if args.in_process:
         from subsecond.measure.engine_target import EngineTarget
 
-        model = stack.enter_context(
-            closing(api.load(args.model, backend=args.backend, **{name: getattr(args, name) for name in ENGINE_FLAGS}))
-        )
+        model = stack.enter_context(closing(api.load(args.model, **engine_options(args))))
         subject = _loaded(model)
         subject.process_bytes = process_bytes
         subject.targets.append(EngineTarget(model.engine, {"variant": model.backend.variant}, name=ENGINE))
@@ -90,7 +88,7 @@ def open_subject(args: argparse.Namespace, load: PeerLoad, stack: ExitStack) -> 
 
 def engine_flags(args: argparse.Namespace) -> list[str]:
     """The engine's flags as they are written, for commands that are started with the same ones."""
-    given = {name: getattr(args, name) for name in ("backend", *ENGINE_FLAGS)}
+    given = engine_options(args)
     if given["backend"] == "native":
         del given["backend"]
     pairs = [("--" + name.replace("_", "-"), str(value)) for name, value in given.items() if value is not None]

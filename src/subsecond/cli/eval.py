@@ -73,15 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.reference is not None:
         check_torch()
         reference = open_checkpoint(resolve(args.model if args.reference == SELF else args.reference))
-    with api.load(
-        args.model,
-        backend=args.backend,
-        isa=args.isa,
-        num_threads=args.num_threads,
-        context_tokens=args.context_tokens,
-        weights=args.weights,
-        kv=args.kv,
-    ) as model:
+    with api.load(args.model, **answering.engine_options(args)) as model:
         if reference is not None and args.reference != SELF:
             check_same_vocabulary(model.checkpoint, reference)
         result = _evaluate(args, options, model, reference, texts, tasks)

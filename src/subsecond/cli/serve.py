@@ -127,15 +127,8 @@ class _Loader:
         if checkpoint.config.pooling is not None:
             vectors = embedder.load_embedder(spec.source, isa=args.isa, num_threads=args.num_threads)
             return Loaded(self._held_bytes(spec, vectors.backend), embedder=vectors)
-        model = api.load(
-            spec.source,
-            backend=args.backend,
-            isa=args.isa,
-            num_threads=args.num_threads,
-            context_tokens=self._context_tokens(checkpoint.config),
-            weights=args.weights,
-            kv=args.kv,
-        )
+        given = answering.engine_options(args)
+        model = api.load(spec.source, **{**given, "context_tokens": self._context_tokens(checkpoint.config)})
         return Loaded(self._held_bytes(spec, model.backend), model=model)
 
     def _context_tokens(self, config: ModelConfig) -> int:

@@ -97,7 +97,7 @@ def peer_server(
         TargetError: its server does not start.
     """
     peer = find_peer(name)
-    port = _free_port()
+    port = free_port()
     flags = {
         "--port": port,
         "--threads": num_threads,
@@ -135,7 +135,8 @@ def _texts(values: Sequence[Any], where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
     with socket.socket() as listener:
         listener.bind((LOCAL_HOST, 0))
         port: int = listener.getsockname()[1]

@@ -20,9 +20,10 @@ from bench.peers.http_front import Front, serve
 from bench.serving import long_prompt
 from bench.serving.client import LOCAL_HOST, Address, Answer, check, complete, run_streams
 from bench.serving.loads import completion_body
-from bench.serving.processes import MeasuredProcess, cpu_seconds, family_of, free_port, ticks_of
+from bench.serving.processes import MeasuredProcess, cpu_seconds, family_of, ticks_of
 from bench.serving.servers import HttpServer
 from bench.timing import PeerError
+from subsecond.measure.peers import free_port
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
