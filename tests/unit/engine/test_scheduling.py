@@ -10,6 +10,7 @@ import pytest
 
 from subsecond.core.errors import SubsecondError
 from subsecond.engine.blocks import BlockAllocator
+from subsecond.engine.pacing import StepPacer
 from subsecond.engine.request import Request, SamplingParams
 from subsecond.engine.scheduler import Scheduler, Sequence
 from subsecond.engine.step_loop import StepLoop
@@ -17,6 +18,13 @@ from subsecond.engine.stream import TokenStream
 from tests.unit.engine.fake_backend import FakeBackend
 
 MAX_LENGTH = 120
+
+
+class Unpaced(StepPacer):
+    """Measures nothing, so prompts take all rows and a plan does not depend on how busy the machine is."""
+
+    def record(self, num_answers: int, num_prompt_rows: int, step_ms: float) -> None:
+        pass
 
 
 class Bench:
@@ -32,7 +40,7 @@ class Bench:
             variant=self.backend.variant,
         )
         self.has_prefix_cache = has_prefix_cache
-        self.scheduler = Scheduler(self.allocator, max_rows or self.backend.max_rows)
+        self.scheduler = Scheduler(self.allocator, max_rows or self.backend.max_rows, Unpaced())
         self.arrivals: list[str] = []
         self.loop = StepLoop(self.backend, self.scheduler, forget=lambda _: None)
 
