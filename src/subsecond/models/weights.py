@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
@@ -67,3 +68,49 @@ class GgufWeights:
     def _check(self, name: str) -> None:
         if name not in self._shapes:
             raise FormatError(f"the model file has no tensor {name!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A weight as a file stores it: `raw` uint8 holds its blocks, row after row."""
+
+    type: TensorType
+    shape: tuple[int, ...]
+    raw: NDArray[np.uint8]
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weight as float32 in its shape."""
+        return dequantize(self.type, self.raw, self.shape)
+
+
+class HeldWeights:
+    """Weights that are held in memory, by name. Implements `WeightSource`."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self._tensors = tensors
+        self._shapes = MappingProxyType({name: tensor.shape for name, tensor in tensors.items()})
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight."""
+        return self._shapes
+
+    def type_of(self, name: str) -> TensorType:
+        """How the weight is stored."""
+        return self._find(name).type
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of the weight."""
+        return self._find(name).raw
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """The weight as float32 in its shape."""
+        return self._find(name).dequantize()
+
+    def release(self) -> None:
+        """Nothing: there is no file to read them from again."""
+
+    def _find(self, name: str) -> StoredTensor:
+        if name not in self._tensors:
+            raise FormatError(f"there is no weight {name!r}")
+        return self._tensors[name]

@@ -1,0 +1,1 @@
+"""Makes weights smaller and says what that cost: quantizes, prunes, decides by layer; serves nothing."""
