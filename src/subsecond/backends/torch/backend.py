@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -173,18 +173,36 @@ def execute(
 
     `passing` is called with the name of each value and the value, and returns what goes on in its place.
     """
-    last_reader = {name: index for name, indices in graph.readers().items() for index in indices[-1:]}
     values: dict[str, Tensor] = {}
-    for index, op in enumerate(graph.ops):
-        value = _run(op, values, weights, pool, step)
-        values[op.output] = value if passing is None else passing(op.output, value)
-        for name in inputs_of(op):
-            if last_reader[name] == index and name != graph.output:
-                values.pop(name, None)
+    run_ops(graph.ops, values, weights, step, pool, kept={graph.output}, passing=passing)
     return values[graph.output]
 
 
-def _run(op: Op, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], pool: Pool, step: Step) -> Tensor:
+def run_ops(
+    ops: Sequence[Op],
+    values: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
+    step: Step,
+    pool: Pool | None = None,
+    *,
+    kept: Collection[str] = (),
+    passing: Passing | None = None,
+) -> None:
+    """Compute a part of a graph; `values` holds what it reads from before, and what it computes is added.
+
+    Values that no later one of `ops` reads are dropped unless they are `kept`. Without a `pool` every sequence has to
+    begin in this step. `passing` as in `execute`.
+    """
+    last_reader = {name: index for index, op in enumerate(ops) for name in inputs_of(op)}
+    for index, op in enumerate(ops):
+        value = _run(op, values, weights, pool, step)
+        values[op.output] = value if passing is None else passing(op.output, value)
+        for name in inputs_of(op):
+            if last_reader[name] == index and name not in kept:
+                values.pop(name, None)
+
+
+def _run(op: Op, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], pool: Pool | None, step: Step) -> Tensor:
     match op:
         case Embed():
             return ops.embed(weights[op.weight], _indices(op, step))
@@ -244,15 +262,16 @@ def _linear(op: Linear, values: Mapping[str, Tensor], weights: Mapping[str, Tens
     return y if op.residual is None else ops.add(values[op.residual], y)
 
 
-def _attention(op: Attention, values: Mapping[str, Tensor], pool: Pool, step: Step) -> Tensor:
+def _attention(op: Attention, values: Mapping[str, Tensor], pool: Pool | None, step: Step) -> Tensor:
     query, key, value = (values[name].unflatten(-1, (-1, op.head_dim)) for name in (op.query, op.key, op.value))
     if op.rotary is not None:
         cosines, sines = step.rotary_tables[op.rotary]
         query = ops.rope(query, cosines, sines, op.rotary.pairing)
         key = ops.rope(key, cosines, sines, op.rotary.pairing)
-    keys, vals = pool[op.layer]
-    keys.index_copy_(0, step.slots, key.detach())
-    vals.index_copy_(0, step.slots, value.detach())
+    keys, vals = (key[:0], value[:0]) if pool is None else pool[op.layer]
+    if pool is not None:
+        keys.index_copy_(0, step.slots, key.detach())
+        vals.index_copy_(0, step.slots, value.detach())
     mixed = []
     for span in step.spans:
         rows = slice(span.start, span.end)

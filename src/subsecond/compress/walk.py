@@ -1,0 +1,166 @@
+"""Runs calibration windows through a model one segment at a time, so that only its weights are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subsecond.backends.batch import Float32, ForwardBatch, Int32
+from subsecond.backends.torch.backend import run_ops
+from subsecond.backends.torch.step import Step, make_step, rotaries_of
+from subsecond.compress.statistics import InputStatistics, StatisticsSum
+from subsecond.core.errors import FormatError
+from subsecond.graph.graph import Graph
+from subsecond.graph.ops import Linear, Op
+from subsecond.graph.segments import Segment, segments
+from subsecond.models.weights import WeightSource
+
+CHUNK_ROWS = (
+    2048  # of windows that run together: enough for the products to be large, and the values between them small
+)
+CPU = torch.device("cpu")
+
+# Is given the name of a value and its rows, float32 [rows, width]; what it returns goes on in its place.
+Observer = Callable[[str, Tensor], None]
+
+
+class Walk:
+    """Windows int32 [windows, tokens] on their way through `graph`, which is unfused, with weights of `source`.
+
+    All arithmetic is fp32 by torch. Visit the segments in order; each visit has to `advance` before the next.
+    """
+
+    def __init__(self, graph: Graph, source: WeightSource, windows: Int32) -> None:
+        self.graph = graph
+        self.source = source
+        self.windows = windows
+        self.segments = segments(graph)
+        self._rotaries = rotaries_of(graph)
+        names = dict.fromkeys(each.frequency_factors for each in self._rotaries if each.frequency_factors)
+        self._factors = {name: _tensor(source.dequantize(name)) for name in names}
+        self.live: dict[str, Tensor] = {}  # the values that segments to come read
+        per_chunk = max(1, CHUNK_ROWS // windows.shape[1])
+        self._chunks = [slice(start, start + per_chunk) for start in range(0, len(windows), per_chunk)]
+
+    @property
+    def states(self) -> Mapping[str, Float32]:
+        """The values at the place where the walk is, float32 [windows * tokens, width] each."""
+        return {name: value.numpy() for name, value in self.live.items()}
+
+    def visits(self, start: int = 0, states: Mapping[str, Float32] | None = None) -> Iterator[Visit]:
+        """Visit the segments from number `start` on, with `states` as they were when it was reached."""
+        assert start == 0 or states is not None, "a walk that goes on needs the states of where it was"
+        if states is not None:
+            self.live = {name: _tensor(value) for name, value in states.items()}
+        for index in range(start, len(self.segments)):
+            visit = Visit(self, index)
+            yield visit
+            assert visit.has_advanced, f"segment {self.segments[index].name} was visited without going on"
+
+    def chunks(self) -> Iterator[tuple[slice, Step]]:
+        """Rows of states that run together, and the step that they are."""
+        num_tokens = self.windows.shape[1]
+        for chunk in self._chunks:
+            windows = self.windows[chunk]
+            yield slice(chunk.start * num_tokens, chunk.start * num_tokens + windows.size), self._step(windows)
+
+    def read_after(self, index: int) -> set[str]:
+        """Values that the segments after number `index` read."""
+        return {name for segment in self.segments[index + 1 :] for name in segment.inputs}
+
+    def _step(self, windows: Int32) -> Step:
+        num_windows, num_tokens = windows.shape
+        batch = ForwardBatch(
+            token_ids=windows.reshape(-1),
+            positions=np.tile(np.arange(num_tokens, dtype=np.int32), num_windows),
+            row_sequence=np.repeat(np.arange(num_windows, dtype=np.int32), num_tokens),
+            block_tables=np.arange(num_windows, dtype=np.int32)[:, None],
+            logits_rows=np.arange(windows.size, dtype=np.int32),
+        )
+        return make_step(batch, num_tokens, self._rotaries, self._factors, CPU, torch.float32)
+
+
+class Visit:
+    """One segment with its weights in fp32; `weights` may be replaced before `advance`."""
+
+    def __init__(self, walk: Walk, index: int) -> None:
+        self.segment = walk.segments[index]
+        self.index = index
+        self.has_advanced = False
+        self.weights = {name: _read(walk, name) for name in self.segment.weights}
+        self._walk = walk
+
+    def observe(self, observer: Observer) -> None:
+        """Run all windows with the weights as they are; `observer` sees the rows that each linear reads, once each."""
+        ops = _up_to_last_linear(self.segment)
+        wanted = set(self.segment.linears)
+
+        def passing(name: str, value: Tensor) -> Tensor:
+            if name in wanted:
+                observer(name, value)
+            return value
+
+        with torch.no_grad():
+            for rows, step in self._walk.chunks():
+                values = self._inputs(rows)
+                for name in wanted & values.keys():
+                    observer(name, values[name])
+                run_ops(ops, values, self.weights, step, passing=passing)
+
+    def statistics(self, *, has_gram: bool) -> dict[str, InputStatistics]:
+        """Statistics of the value that each linear reads, by the name of the value."""
+        sums: dict[str, StatisticsSum] = {}
+
+        def add(name: str, rows: Tensor) -> None:
+            if name not in sums:
+                sums[name] = StatisticsSum(rows.shape[1], has_gram=has_gram)
+            sums[name].add(rows)
+
+        self.observe(add)
+        return {name: each.statistics() for name, each in sums.items()}
+
+    def outputs(self, rows: slice, step: Step, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The outputs of the segment for a chunk of rows, with other weights where given; gradients pass."""
+        values = self._inputs(rows)
+        run_ops(self.segment.ops, values, weights or self.weights, step, kept=self.segment.outputs)
+        return {name: values[name] for name in self.segment.outputs}
+
+    def advance(self) -> None:
+        """Run all windows with the weights as they now are, and go on to the next segment; the head is not run."""
+        walk, segment = self._walk, self.segment
+        self.has_advanced = True
+        if walk.graph.output not in segment.outputs:
+            found: dict[str, list[Tensor]] = {name: [] for name in segment.outputs}
+            with torch.no_grad():
+                for rows, step in walk.chunks():
+                    for name, value in self.outputs(rows, step).items():
+                        found[name].append(value)
+            walk.live |= {name: torch.cat(parts) for name, parts in found.items()}
+        for name in walk.live.keys() - walk.read_after(self.index):
+            del walk.live[name]
+        walk.source.release()
+
+    def _inputs(self, rows: slice) -> dict[str, Tensor]:
+        return {name: self._walk.live[name][rows] for name in self.segment.inputs}
+
+
+def _up_to_last_linear(segment: Segment) -> Sequence[Op]:
+    """The operators that have to run for the inputs of all linears to be known."""
+    last = max((index for index, op in enumerate(segment.ops) if isinstance(op, Linear)), default=0)
+    return segment.ops[:last]
+
+
+def _read(walk: Walk, name: str) -> Tensor:
+    value = walk.source.dequantize(name)
+    if not np.isfinite(value).all():
+        raise FormatError(f"weight {name!r} has values that are not finite; the model file is damaged")
+    if value.shape != walk.graph.weights[name]:
+        raise FormatError(f"weight {name!r} has shape {value.shape}; the graph reads {walk.graph.weights[name]}")
+    return _tensor(value)
+
+
+def _tensor(value: Float32) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(value))
