@@ -34,7 +34,7 @@ def job_in(folder: Path) -> StageJob:
     walk = tiny_walk()
     checkpoint = cast(Any, SimpleNamespace(graph=lambda: walk.graph, weights=walk.source))
     calibration = Calibration(walk.windows, walk.windows[:1], "drawn")
-    return StageJob(checkpoint, Sink(), calibration, folder, lambda what, done, count: None)
+    return StageJob(checkpoint, Sink(), calibration, folder, lambda *_: None)
 
 
 def halve(seen: list[str]) -> Callable[[Visit], SegmentResult]:
