@@ -50,7 +50,8 @@ def load(
     num_threads     None takes one for each physical core
     context_tokens  tokens that the key/value memory holds, all live requests together; None takes the model's context
     weights         "stored" computes with the blocks of the file; "int8" and "int4" make lossy weights with activations
-                    of eight bits; None takes what the artifact beside the model holds, "stored" without one
+                    of eight bits; None takes what the artifact beside the model holds, without one what the
+                    model's config.json says, else "stored"
     kv              how keys and values are kept: "f16", or "int8", which is lossy and takes about half of the memory;
                     None takes the best that the instruction set has, bf16 with AMX and f16 without
 

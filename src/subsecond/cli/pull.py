@@ -38,9 +38,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        default="stored",
         help="what is packed: stored keeps the blocks of the model; int8 and int4 are lossy, smaller than unquantized "
-        "weights and faster for long prompts and many users; default stored",
+        "weights and faster for long prompts and many users; default what the model's config.json says, else stored",
     )
     parser.set_defaults(run=run)
 
@@ -90,7 +89,7 @@ def _what_is(path: Path) -> str:
     return f"{path} is no .gguf file"
 
 
-def pack(path: Path, progress: Progress | None, weights: Weights = "stored") -> None:
+def pack(path: Path, progress: Progress | None, weights: Weights | None = None) -> None:
     """Write the artifact of a model file beside it, unless there is one with such weights that fits and is sound."""
     from subsecond.backends import native
     from subsecond.models.checkpoint import open_checkpoint
@@ -98,7 +97,7 @@ def pack(path: Path, progress: Progress | None, weights: Weights = "stored") -> 
     _require_place(path)
     checkpoint = open_checkpoint(path)
     if checkpoint.artifact is not None:
-        if native.is_packed(checkpoint, weights):
+        if native.is_packed(checkpoint, native.packed_weights(checkpoint, weights)):
             try:
                 checkpoint.artifact.verify()
                 return

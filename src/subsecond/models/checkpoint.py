@@ -18,6 +18,7 @@ from subsecond.graph.graph import Graph
 from subsecond.models.config import ModelConfig
 from subsecond.models.config_gguf import config_from_gguf
 from subsecond.models.families.registry import build_graph, find_family
+from subsecond.models.readings import NO_READINGS, parse_readings
 from subsecond.models.source_file import describe, size_and_times
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Checkpoint:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every weight of the original file, (out, in) or (length,)."""
         return self._content.shapes
+
+    @property
+    def readings(self) -> Mapping[str, str]:
+        """How weights are to be executed, see `models.readings`; empty where the model does not say."""
+        return self._content.readings
 
     def graph(self, context_tokens: int | None = None) -> Graph:
         """The unfused graph of the model, for texts of at most `context_tokens` where that is less than it allows.
@@ -111,9 +117,11 @@ class Checkpoint:
     def artifact_writer(self, folder: Path, packing: Mapping[str, object]) -> Iterator[ArtifactWriter]:
         """A writer of an artifact of this model into `folder`, to which the caller adds the packed tensors.
 
-        `packing` describes how the tensors are packed, the version of the layout included. Complete at the end of the
-        `with` block; nothing changes on disk when an exception leaves it.
+        `packing` describes how the tensors are packed, the version of the layout included; the readings are added to
+        it. Complete at the end of the `with` block; nothing changes on disk when an exception leaves it.
         """
+        if self.readings:
+            packing = {**packing, "readings": dict(self.readings)}
         with ArtifactWriter(
             folder,
             model=self.config.to_json(),
@@ -177,6 +185,9 @@ class _Content(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     @property
+    def readings(self) -> Mapping[str, str]: ...
+
+    @property
     def chat_template_source(self) -> str | None: ...
 
     def load_tokenizer(self) -> Tokenizer: ...
@@ -194,6 +205,7 @@ class _GgufContent:
         self._file = _open_gguf(path)
         self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in self._file.tensors.items()}
         self.config = config_from_gguf(self._file.metadata, self.shapes)
+        self.readings = NO_READINGS
 
     @property
     def chat_template_source(self) -> str | None:
@@ -224,6 +236,7 @@ class _ArtifactContent:
         self._open_source = open_source
         self.shapes = artifact.manifest.shapes
         self.config = ModelConfig.from_json(artifact.manifest.model)
+        self.readings = parse_readings(artifact.manifest.packing, self.shapes, f"{artifact.path}, packing")
         find_family(self.config.family)
 
     @property

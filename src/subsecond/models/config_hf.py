@@ -15,6 +15,7 @@ from subsecond.models.config import INT_LIMITS, MAX_LAYERS, MAX_NAME_CHARS, Mode
 from subsecond.models.families.family import Family
 from subsecond.models.families.hf_type import HfType
 from subsecond.models.families.registry import find_family_by_hf_type
+from subsecond.models.readings import SECTION
 from subsecond.models.rope_hf import HfRope, read_rope
 
 CONFIG_NAME = "config.json"
@@ -57,7 +58,7 @@ _UNSUPPORTED: tuple[tuple[str, tuple[object, ...], str], ...] = (
 def read_text_config(folder: Path) -> tuple[Mapping[str, object], Family]:
     """The part of a folder's config.json that describes the text model, and its family.
 
-    Fields that say how the weights are stored are taken from the whole. Raises FormatError for a damaged file and
+    Fields that say how the weights are stored or read are taken from the whole. Raises FormatError for a damaged file and
     UnsupportedError for an unknown model type.
     """
     whole = read_json_object(folder / CONFIG_NAME)
@@ -67,7 +68,7 @@ def read_text_config(folder: Path) -> tuple[Mapping[str, object], Family]:
     if text_type is None:
         return whole, family
     text = dict(read_mapping(whole, "text_config", _WHERE))
-    for name in ("tie_word_embeddings", "quantization_config"):
+    for name in ("tie_word_embeddings", "quantization_config", SECTION):
         if name in whole:
             text.setdefault(name, whole[name])
     return {**text, "model_type": text_type}, family

@@ -16,6 +16,7 @@ from subsecond.formats.safetensors import INDEX_NAME, SINGLE_NAME, Safetensors
 from subsecond.models.config_hf import CONFIG_NAME, config_from_hf, find_pooling, read_pooling, read_text_config
 from subsecond.models.hf_quantized import read_scheme
 from subsecond.models.hf_weights import HfWeights
+from subsecond.models.readings import readings_of_config
 from subsecond.models.source_file import describe
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class HfFolder:
             is_embedding_model = pooling is not None or not family.form.is_causal
             has_head = False if is_embedding_model else _has_head(content)
             self._weights = HfWeights(Safetensors.open_folder(folder), family, scheme, has_head)
+            self.readings = readings_of_config(content, self._weights.shapes, CONFIG_NAME)
             self.config = config_from_hf(content, family, self._weights.shapes, _name_of(folder), pooling)
         except SubsecondError as error:
             if str(folder) in str(error):

@@ -407,3 +407,35 @@ def test_models_in_the_cache_of_the_hub_have_their_name(tmp_path: Path) -> None:
     folder = tmp_path / "models--some-owner--a-model" / "snapshots" / "0123abcd"
     folder.parent.mkdir(parents=True)
     assert open_checkpoint(write_folder(folder, CONFIG, tiny_tensors())).config.name == "a-model"
+
+
+READINGS = {"default": "int8", "blk.0.ffn_down.weight": "stored"}
+
+
+def test_readings_of_a_folder_stay_in_its_artifact(folder: Path) -> None:
+    assert open_checkpoint(folder).readings == {}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "subsecond": {"readings": READINGS}}))
+    assert open_checkpoint(folder).readings == READINGS
+    add_artifact(folder)
+    packed = open_checkpoint(folder)
+    assert packed.artifact is not None and packed.readings == READINGS
+    (folder / "model.safetensors").rename(folder / "gone")
+    alone = open_checkpoint(folder)
+    assert alone.artifact is not None and alone.readings == READINGS
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"readings": {"blk.9.ffn_down.weight": "int8"}}, r"readings of 'blk.9.ffn_down.weight'; allowed are the matri"),
+        ({"readings": {"output_norm.weight": "int8"}}, r"readings of 'output_norm.weight'; allowed .* and 'default'"),
+        ({"readings": {"default": "int2"}}, r"the reading of 'default' is 'int2'; give one of stored, int8, int4"),
+        ({"readings": {"default": ["int8"]}}, r"the reading of 'default' is \['int8'\]; give one of"),
+        ({"readings": [1]}, r"field 'readings' is \[1\]; it must be an object"),
+        ([], r"field 'subsecond' is \[\]; it must be an object"),
+    ],
+)
+def test_readings_that_are_none_are_refused(folder: Path, section: object, message: str) -> None:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "subsecond": section}))
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(folder)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from subsecond import _native
 from subsecond.backends.batch import Float32, ForwardBatch, SampleBatch, SampleResult
-from subsecond.backends.native.weight_formats import weights_of_formats
+from subsecond.backends.native.weight_formats import name_formats
 from subsecond.backends.native.weights import PackedWeights
 from subsecond.backends.sampling import sample
 from subsecond.core.errors import FormatError, InputError, UnsupportedError
@@ -127,8 +127,7 @@ class NativeBackend:
     @property
     def variant(self) -> str:
         """Weight reading, arithmetic and key/value type."""
-        weights = weights_of_formats({name: m.format for name, m in self._weights.matrices.items()})
-        reading = "faithful" if weights == "stored" else weights
+        reading = name_formats(self._graph, {name: m.format for name, m in self._weights.matrices.items()})
         return f"{reading}/{_native.arithmetic(self.isa)}/kv-{self.kv}"
 
     @property

@@ -12,7 +12,14 @@ from typing import Any, Literal, get_args
 
 from subsecond import _native
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
-from subsecond.backends.native.weight_formats import VECTOR_FORMAT, Weights, check_weights, choose_formats
+from subsecond.backends.native.weight_formats import (
+    VECTOR_FORMAT,
+    Weights,
+    check_weights,
+    choose_formats,
+    name_of_readings,
+    readings_of,
+)
 from subsecond.backends.native.weights import (
     LAYOUT_VERSION,
     PackedWeights,
@@ -96,7 +103,8 @@ def load(
     context_tokens  positions that the key/value blocks hold, over all sequences; None for the model's context length,
                     or less where that would take more than a quarter of the available memory
     max_rows        most rows of one step
-    weights         how linears read their weights; None for what the artifact holds, "stored" without one
+    weights         how linears read their weights; None for what the artifact holds, without one for the readings of
+                    the checkpoint, "stored" where it has none
     kv              how keys and values are kept; None for the default of the instruction set: bf16 with AMX, else f16
     """
     if weights is not None:
@@ -114,7 +122,7 @@ def load(
     if checkpoint.artifact is not None and is_packed(checkpoint, weights):
         packed = read_packed_weights(checkpoint.artifact)
     else:
-        formats = choose_formats(segment.graph, checkpoint.weights, weights or "stored")
+        formats = choose_formats(segment.graph, checkpoint.weights, readings_of(checkpoint.readings, weights))
         packed = pack_weights(checkpoint.weights, formats, threads)
     return NativeBackend(segment, packed, config)
 
@@ -125,29 +133,43 @@ def check_kv(kv: str) -> None:
         raise InputError(f"kv={kv!r} is not allowed; give one of {', '.join(get_args(Kv))}, or leave it out")
 
 
-def is_packed(checkpoint: Checkpoint, weights: Weights | None = None) -> bool:
-    """Whether `checkpoint` has an artifact in the layout of these kernels, and with such weights; None for any."""
+def is_packed(checkpoint: Checkpoint, weights: str | None = None) -> bool:
+    """Whether `checkpoint` has an artifact in the layout of these kernels, and with such weights; None for any.
+
+    `weights` is a name that `packed_weights` gives.
+    """
     if checkpoint.artifact is None:
         return False
     packing = checkpoint.artifact.manifest.packing
     return packing.get("layout") == LAYOUT_VERSION and weights in (None, packing.get("weights", "stored"))
 
 
+def packed_weights(checkpoint: Checkpoint, weights: Weights | None) -> str:
+    """The name of the weights that `write_artifact` packs: a reading of all layers, or "mixed"."""
+    return name_of_readings(readings_of(checkpoint.readings, weights))
+
+
 def write_artifact(
     checkpoint: Checkpoint,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
-    weights: Weights = "stored",
+    weights: Weights | None = None,
 ) -> None:
-    """Pack the weights of `checkpoint` into an artifact in `folder`; `progress` gets (bytes done, bytes in all)."""
-    check_weights(weights)
+    """Pack the weights of `checkpoint` into an artifact in `folder`; `progress` gets (bytes done, bytes in all).
+
+    `weights` None packs them by the readings of the checkpoint, "stored" where it has none.
+    """
+    if weights is not None:
+        check_weights(weights)
+    readings = readings_of(checkpoint.readings, weights)
     # Every tensor of the file that some graph of the model reads: which one it is depends on the context.
     plans = [compile_plan(checkpoint.graph(context_tokens)) for context_tokens in (None, 1)]
     formats: dict[str, str] = {}
     for plan in plans:
-        formats |= choose_formats(plan.segments[0].graph, checkpoint.weights, weights)
+        formats |= choose_formats(plan.segments[0].graph, checkpoint.weights, readings)
     packed: PackedWeights = pack_weights(checkpoint.weights, formats, probe().num_usable_cores, progress)
-    with checkpoint.artifact_writer(folder, {"layout": LAYOUT_VERSION, "weights": weights}) as writer:
+    packing = {"layout": LAYOUT_VERSION, "weights": name_of_readings(readings)}
+    with checkpoint.artifact_writer(folder, packing) as writer:
         for name, matrix in packed.matrices.items():
             n, k = matrix.num_outputs, matrix.num_inputs
             writer.add_tensor(name, matrix.data, packed_format=matrix.format, n=n, k=k, count=matrix.count)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from subsecond.backends.cost import CostModel, WeightSize
 from subsecond.backends.native.loading import is_packed
-from subsecond.backends.native.weight_formats import VECTOR_FORMAT, Weights, choose_formats
+from subsecond.backends.native.weight_formats import VECTOR_FORMAT, Weights, choose_formats, readings_of
 from subsecond.backends.native.weights import packed_sizes
 from subsecond.backends.probe import Probe
 from subsecond.graph.graph import Graph
@@ -38,6 +38,6 @@ def weight_sizes(checkpoint: Checkpoint, graph: Graph, weights: Weights | None =
         tensors = checkpoint.artifact.manifest.tensors
         sizes = ((name, tensors[name]) for name in graph.weights)
         return {name: WeightSize(t.format, t.num_bytes) for name, t in sizes if t.format != VECTOR_FORMAT}
-    formats = choose_formats(graph, checkpoint.weights, weights or "stored")
+    formats = choose_formats(graph, checkpoint.weights, readings_of(checkpoint.readings, weights))
     packed = packed_sizes(checkpoint.weights, formats)
     return {name: WeightSize(formats[name], num_bytes) for name, num_bytes in packed.items()}
