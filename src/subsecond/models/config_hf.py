@@ -58,8 +58,8 @@ _UNSUPPORTED: tuple[tuple[str, tuple[object, ...], str], ...] = (
 def read_text_config(folder: Path) -> tuple[Mapping[str, object], Family]:
     """The part of a folder's config.json that describes the text model, and its family.
 
-    Fields that say how the weights are stored or read are taken from the whole. Raises FormatError for a damaged file and
-    UnsupportedError for an unknown model type.
+    Fields that say how the weights are stored or read are taken from the whole. Raises FormatError for a damaged
+    file and UnsupportedError for an unknown model type.
     """
     whole = read_json_object(folder / CONFIG_NAME)
     model_type = read_field(whole, "model_type", str, _WHERE)

@@ -40,7 +40,8 @@ def parse_readings(
         raise FormatError(f"{where}: readings of {names}; allowed are {allowed}")
     for name, reading in found.items():
         if reading not in READINGS:
-            raise FormatError(f"{where}: the reading of {name!r} is {shorten(reading)}; give one of {', '.join(READINGS)}")
+            given = f"the reading of {name!r} is {shorten(reading)}"
+            raise FormatError(f"{where}: {given}; give one of {', '.join(READINGS)}")
     return MappingProxyType({name: str(reading) for name, reading in found.items()})
 
 

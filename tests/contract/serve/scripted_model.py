@@ -87,6 +87,7 @@ class ScriptedContent:
         self.config = config
         self.chat_template_source = template
         self.shapes: Mapping[str, tuple[int, ...]] = {}
+        self.readings: Mapping[str, str] = {}
 
     def load_tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(tokenizer_metadata())

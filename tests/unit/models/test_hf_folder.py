@@ -427,7 +427,10 @@ def test_readings_of_a_folder_stay_in_its_artifact(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"readings": {"blk.9.ffn_down.weight": "int8"}}, r"readings of 'blk.9.ffn_down.weight'; allowed are the matri"),
+        (
+            {"readings": {"blk.9.ffn_down.weight": "int8"}},
+            r"readings of 'blk.9.ffn_down.weight'; allowed are the mat",
+        ),
         ({"readings": {"output_norm.weight": "int8"}}, r"readings of 'output_norm.weight'; allowed .* and 'default'"),
         ({"readings": {"default": "int2"}}, r"the reading of 'default' is 'int2'; give one of stored, int8, int4"),
         ({"readings": {"default": ["int8"]}}, r"the reading of 'default' is \['int8'\]; give one of"),

@@ -12,9 +12,9 @@ from subsecond.models.readings import DEFAULT_NAME
 from subsecond.models.weights import WeightSource
 
 Weights = Literal["stored", "int8", "int4"]
-"""A reading for the linears of all layers. How they read their weights. "stored": the blocks of the file, faithfully. "int8" and "int4": channel formats with
-activations of eight bits, lossy and faster; the output head and tables stay as they are, or become Q8_0 where the file
-has them unquantized."""
+"""A reading for the linears of all layers. "stored": the blocks of the file, faithfully. "int8" and "int4": channel
+formats with activations of eight bits, lossy and faster; the output head and tables stay as they are, or become Q8_0
+where the file has them unquantized."""
 
 VECTOR_FORMAT = "vector"
 CHANNEL_FORMATS = {"int8": "INT8", "int4": "INT4"}
