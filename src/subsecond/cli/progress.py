@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 # Called with the number of steps done and the number of all.
@@ -22,3 +23,42 @@ def step_progress(name: str, unit: str, num_done_before: int = 0) -> Iterator[Pr
             bar.refresh()
 
         yield show
+
+
+# Called with what is being done, the number of its steps that are done, and of all.
+StepProgress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def phase_progress(predicted_s: Mapping[str, float]) -> Iterator[Callable[[str], StepProgress]]:
+    """A bar over phases whose predicted seconds are its length, so that the time left is right across them.
+
+    What the block gets is called with the name of a phase when it begins; phases that are skipped count as done.
+    """
+    from tqdm import tqdm
+
+    total_s = sum(predicted_s.values()) or 1.0
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} taken, {remaining} left"
+    with tqdm(total=1.0, bar_format=form, delay=0.2) as bar:
+        begun = list[float]()
+
+        def begin(name: str) -> StepProgress:
+            before_s = 0.0
+            for phase, seconds in predicted_s.items():
+                if phase == name:
+                    break
+                before_s += seconds
+            if not begun:  # what an earlier run has done says nothing of the speed
+                begun.append(before_s / total_s)
+                bar.initial = bar.n = begun[0]
+                bar.start_t = bar.last_print_t = time.time()
+
+            def show(what: str, num_done: int, num_all: int) -> None:
+                bar.set_description_str(f"{name}, {what}" if what != name else name, refresh=False)
+                share = num_done / num_all if num_all else 1.0
+                bar.n = min((before_s + predicted_s[name] * share) / total_s, 1.0)
+                bar.refresh()
+
+            return show
+
+        yield begin

@@ -79,6 +79,16 @@ class StageResult:
     decisions: tuple[Decision, ...]
     rejections: tuple[Rejection, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> StageResult:
+        """The result that `to_json` gave."""
+        decisions = tuple(Decision.from_json(each) for each in content["decisions"])
+        return cls(decisions, tuple(Rejection(**each) for each in content["rejections"]))
+
 
 @dataclass(frozen=True, slots=True)
 class StageJob:

@@ -74,6 +74,11 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     return StageResult((Decision("model", f"residual stream of {width} channels turned, seed {settings.seed}", why),))
 
 
+def needs_calibration(settings: Settings) -> bool:  # noqa: ARG001
+    """Whether the stage learns from text: never."""
+    return False
+
+
 def orthogonal(width: int, seed: int) -> NDArray[np.float64]:
     """A random orthogonal matrix [width, width], uniform over all of them (Mezzadri 2007, arXiv math-ph/0609050)."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))

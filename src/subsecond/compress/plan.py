@@ -1,0 +1,174 @@
+"""What a recipe will take before it is begun: time, memory and disk, from counts of the model and a measured rate."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subsecond.compress.recipe import Recipe, Stage
+from subsecond.compress.walk import CHUNK_ROWS
+from subsecond.core.errors import ResourceError
+from subsecond.core.hardware import probe
+from subsecond.graph.graph import Graph
+from subsecond.graph.ops import Attention
+from subsecond.graph.segments import Segment, segments
+from subsecond.models.checkpoint import Checkpoint
+
+_RATE_SIZE = 1024
+_RATE_REPEATS = 4
+_PROGRAM_BYTES = 600 * 10**6  # the interpreter, torch and its threads
+_SOLVER_SHARE = 0.25  # of the rate of large products that factorizations and column updates reach
+CALIBRATION, QUALITY, SPEED, PACKING = "calibration text", "quality", "speed", "packing"
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """Predicted work of one stage: products of linears, Gram matrices and solvers in floating-point operations."""
+
+    kind: str
+    seconds: float
+    operations: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all of a recipe will take. `phases` are the predicted seconds by name, in order."""
+
+    operations_per_s: float
+    phases: Mapping[str, float]
+    stages: tuple[StagePlan, ...]
+    peak_bytes: int
+    disk_bytes: int
+    model_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all phases."""
+        return sum(self.phases.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, as JSON holds them."""
+        return {**asdict(self), "phases": dict(self.phases), "seconds": self.seconds}
+
+
+def make_plan(
+    checkpoint: Checkpoint, recipe: Recipe, num_quality_tokens: int, *, has_text: bool, rate: float | None = None
+) -> Plan:
+    """The plan of a recipe for a checkpoint; `rate` in operations a second is measured where not given."""
+    rate = rate or measured_rate()
+    graph = checkpoint.graph()
+    parts = segments(graph)
+    num_tokens = recipe.calibration.windows * recipe.calibration.window_tokens
+    forward = sum(2.0 * _elements(graph, each) for each in parts) + 2.0 * _head_elements(graph)
+    stages = tuple(_stage_plan(stage, graph, parts, num_tokens, rate) for stage in recipe.stages)
+    writes = 0.0 if has_text else recipe.calibration.num_all * recipe.calibration.window_tokens * forward / rate
+    names = [f"{index + 1}. {stage.kind}" for index, stage in enumerate(recipe.stages)]
+    weight_bytes = 4 * sum(math.prod(shape) for shape in graph.weights.values())
+    phases = {
+        CALIBRATION: writes,
+        **dict(zip(names, (each.seconds for each in stages), strict=True)),
+        PACKING: weight_bytes / 4 / 1e8,
+        QUALITY: 2 * num_quality_tokens * forward / rate,
+        SPEED: 12 * (256 * forward / rate + 32 * weight_bytes / 4 / 1e10),
+    }
+    peak = max(*(each.peak_bytes for each in stages), weight_bytes * 5 // 4 + _PROGRAM_BYTES)
+    disk = weight_bytes // 2 * (len(stages) + 1) + 4 * num_tokens * _stream_width(graph) * 2
+    return Plan(rate, phases, stages, peak, disk, sum(_stored_bytes(checkpoint, name) for name in graph.weights))
+
+
+def measured_rate() -> float:
+    """Floating-point operations a second of large fp32 products by torch on this machine."""
+    a, b = torch.ones((_RATE_SIZE, _RATE_SIZE)), torch.ones((_RATE_SIZE, _RATE_SIZE))
+    best = math.inf
+    for _ in range(_RATE_REPEATS):
+        start_s = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start_s)
+    return 2.0 * _RATE_SIZE**3 / best
+
+
+def check_resources(plan: Plan, folder: Path) -> None:
+    """ResourceError when the plan needs more memory or disk than there is."""
+    available_bytes = probe().available_bytes
+    if plan.peak_bytes > available_bytes:
+        raise ResourceError(
+            f"the plan needs {plan.peak_bytes / 1e9:.1f} GB of memory; {available_bytes / 1e9:.1f} GB are available. "
+            "Close other programs, learn from fewer windows, or skip the check of quality (--eval-windows 0)"
+        )
+    free_bytes = shutil.disk_usage(folder).free
+    if plan.disk_bytes > free_bytes:
+        raise ResourceError(
+            f"the plan needs {plan.disk_bytes / 1e9:.1f} GB of disk at {folder}; {free_bytes / 1e9:.1f} GB are free. "
+            "Give an --out on another disk, or make room"
+        )
+
+
+def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_tokens: int, rate: float) -> StagePlan:
+    passes = _passes(stage)
+    has_gram, has_solver = _needs(stage)
+    operations, peak = 0.0, 0
+    for part in parts:
+        linear = 2.0 * _elements(graph, part) * num_tokens * passes
+        attention = sum(
+            4.0 * op.num_heads * op.head_dim * num_tokens * CHUNK_ROWS / 8 * passes
+            for op in part.ops
+            if isinstance(op, Attention)
+        )
+        grams, solves, gram_bytes = 0.0, 0.0, 0
+        for value, names in part.linears.items():
+            width = graph.values[value].width
+            rows = sum(graph.weights[name][0] for name in names)
+            if has_gram:
+                grams += 2.0 * width**2 * num_tokens
+                gram_bytes += 4 * width**2
+            if has_solver:
+                solves += (2.0 * width**3 + 2.0 * rows * width**2) / _SOLVER_SHARE
+        operations += linear + attention + grams + solves
+        weights = 4 * sum(math.prod(graph.weights[name]) for name in part.weights)
+        widest = max((graph.values[op.output].width for op in part.ops), default=0)
+        peak = max(peak, 3 * weights + 4 * gram_bytes + 4 * CHUNK_ROWS * widest * 4)
+    states = 2 * 4 * num_tokens * _stream_width(graph) * bool(passes)
+    return StagePlan(stage.kind, operations / rate, operations, peak + states + _PROGRAM_BYTES)
+
+
+def _passes(stage: Stage) -> float:
+    """Times that calibration runs through each segment."""
+    if stage.kind in ("rotate", "trim-vocabulary"):
+        return 0.5
+    method = getattr(stage.settings, "method", "")
+    if stage.kind == "mixed":
+        return 8.0
+    return {"autoround": 400.0, "awq": 24.0}.get(method, 2.0)
+
+
+def _needs(stage: Stage) -> tuple[bool, bool]:
+    """Whether a stage takes Gram matrices, and whether it factorizes them."""
+    method = getattr(stage.settings, "method", "")
+    if stage.kind in ("prune-width", "prune-heads", "sparsify"):
+        return True, method not in ("magnitude", "wanda")
+    return (True, True) if method == "gptq" or stage.kind == "mixed" else (False, False)
+
+
+def _elements(graph: Graph, part: Segment) -> int:
+    """Weights of the linears of a segment but the output head, which calibration does not run."""
+    return sum(math.prod(graph.weights[name]) for name in part.matrices) * (part.name != "head")
+
+
+def _head_elements(graph: Graph) -> int:
+    return math.prod(graph.weights.get("output.weight", graph.weights["token_embd.weight"]))
+
+
+def _stream_width(graph: Graph) -> int:
+    return graph.weights["token_embd.weight"][1]
+
+
+def _stored_bytes(checkpoint: Checkpoint, name: str) -> int:
+    return checkpoint.weights.raw(name).nbytes
