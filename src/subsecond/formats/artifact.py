@@ -6,7 +6,6 @@ bytes mean is known to the backend that packed them; nothing here interprets the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import os
@@ -32,11 +31,11 @@ from subsecond.formats.artifact_manifest import (
     check_file_name,
     parse_manifest,
 )
+from subsecond.formats.whole_folder import move_into_place, sync_folder
 
 FOLDER_NAME = "subsecond"
 MANIFEST_NAME = "manifest.json"
 _CHUNK_BYTES = 2**20
-_MAX_REPLACEMENTS = 8
 
 
 def is_artifact(path: Path) -> bool:
@@ -117,9 +116,9 @@ class ArtifactWriter:
         parse_manifest(text, "artifact")  # what is written can be read again
         _write(self._partial / MANIFEST_NAME, text.encode())
         self._partial.chmod(0o755)
-        _sync_folder(self._partial)
-        _move_into_place(self._partial, self._folder / FOLDER_NAME)
-        _sync_folder(self._folder)
+        sync_folder(self._partial)
+        move_into_place(self._partial, self._folder / FOLDER_NAME)
+        sync_folder(self._folder)
 
 
 class Artifact:
@@ -274,29 +273,3 @@ def _write(place: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move_into_place(partial: Path, final: Path) -> None:
-    """Rename a finished folder to `final`; one that is there is moved aside first and removed after."""
-    aside = partial.with_name(partial.name + "-old")
-    for _ in range(_MAX_REPLACEMENTS):
-        with contextlib.suppress(FileNotFoundError):
-            final.rename(aside)
-        try:
-            partial.rename(final)
-            return
-        except OSError:
-            if not final.exists():
-                raise
-            # Another process finished the same artifact in between; the later one stays.
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    raise FileExistsError(f"{final} is replaced by other processes all the time; run again when they are done")

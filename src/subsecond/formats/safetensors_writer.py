@@ -30,7 +30,8 @@ _METADATA = {"format": "pt"}  # transformers refuses files that do not say from 
 class SafetensorsWriter:
     """Writes model.safetensors into `folder`, or several files and their index where one would be too large.
 
-    A context manager: complete at its end. What an exception leaves is for the caller to remove, with the folder.
+    A context manager: complete at its end, or after `finish`. What an exception leaves is for the caller to remove,
+    with the folder.
     """
 
     def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
@@ -48,9 +49,9 @@ class SafetensorsWriter:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                self.finish()
         finally:
-            self._gathered.close()
+            self.close()
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> None:
         """Append one tensor: `data` holds its elements in C order, little-endian; `dtype` is one of `DTYPE_BYTES`."""
@@ -64,6 +65,10 @@ class SafetensorsWriter:
         self._names.add(name)
         self._tensors[name] = SafeTensor(dtype, shape, offset, data.nbytes, len(self._finished))
         self._gathered.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+
+    def close(self) -> None:
+        """Let go of the open file, also of an unfinished writer."""
+        self._gathered.close()
 
     def _open_part(self) -> None:
         self._tensors: dict[str, SafeTensor] = {}
@@ -85,7 +90,8 @@ class SafetensorsWriter:
             (self._folder / ".gathered.part").unlink()
         self._finished.append((place, self._tensors))
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write what is left, and the index where there are several files; all of it is on the disk then."""
         self._close_part()
         count = len(self._finished)
         if count == 1:

@@ -88,6 +88,11 @@ class Checkpoint:
         """Whether there is a chat template; needs no tokenizer."""
         return self._content.chat_template_source is not None
 
+    @property
+    def chat_template_source(self) -> str | None:
+        """The text of the chat template; None when the file has none."""
+        return self._content.chat_template_source
+
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """How a conversation becomes a prompt; None when the file has no template."""

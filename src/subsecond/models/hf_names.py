@@ -36,6 +36,8 @@ _IMAGES = re.compile(r"(?:vision_tower|vision_model|multi_modal_projector)\..*")
 _OLD_PARTS = {"gamma": "weight", "beta": "bias"}  # of layer norms, in the first checkpoints
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,3})(?=\.)")
 
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.*)")
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -55,6 +57,7 @@ class NameTable:
         self._prefix = re.compile(rf"(?:(?:{prefixes})\.)+")
         self._unused = re.compile("|".join((_UNUSED, *family.hf_unused)))
         self._modules = {self._without_prefix(theirs): ours for table in tables for ours, theirs in table.items()}
+        self._names = {ours: theirs for table in tables for ours, theirs in table.items()}
 
     def find(self, name: str) -> Place | None:
         """The place of a tensor, None when the family has no such weight."""
@@ -68,6 +71,20 @@ class NameTable:
         if module.endswith("LayerNorm"):
             part = _OLD_PARTS.get(part, part)
         return Place(found if layer is None else found.replace("{layer}", str(layer)), part, expert)
+
+    def module_of(self, weight: str, expert: int | None = None) -> str | None:
+        """The inverse of `find`: the module of a weight such as "blk.3.attn_q.weight" as checkpoints name it.
+
+        None for a weight that checkpoints of the family do not have. `expert` is needed where each has its own module.
+        """
+        module, layer = weight.rpartition(".")[0], ""
+        match = _LAYER.match(module)
+        if match:
+            layer, module = match[1], f"blk.{{layer}}.{match[2]}"
+        name = self._names.get(module)
+        if name is None or ("{expert}" in name) != (expert is not None):
+            return None
+        return name.replace("{layer}", layer).replace("{expert}", str(expert))
 
     def is_unused(self, name: str) -> bool:
         """Whether the arithmetic does not need the tensor."""

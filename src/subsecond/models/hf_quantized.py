@@ -25,7 +25,8 @@ from subsecond.models.grouped_linear import Codes, Floats, GroupedLinear
 _GPTQ_FILE = "quantize_config.json"
 _SUPPORTED = (
     "supported are GPTQ (4 bits, formats gptq and gptq_v2), AWQ (4 bits, gemm) and compressed-tensors "
-    "(pack-quantized with 4 or 8 bits, int-quantized and naive-quantized with integers of at most 8 bits)"
+    "(pack-quantized with 4 or 8 bits, int-quantized and naive-quantized with integers of at most 8 bits, and "
+    "mixed-precision of these)"
 )
 _WHERE = "quantization_config"
 # AWQ: nibble i of a word holds output AWQ_ORDER[i] of its eight; this is the inverse.
@@ -42,46 +43,93 @@ _PARTS: Mapping[Layout, tuple[frozenset[str], frozenset[str]]] = {
     ),
     "int": (frozenset({"weight", "weight_scale"}), frozenset({"weight_zero_point"})),
 }
+_LAYOUTS: Mapping[str, Layout] = {"pack-quantized": "packed", "int-quantized": "int", "naive-quantized": "int"}
 # Of activations that are rounded at run time.
 _ACTIVATION_PARTS = frozenset({"input_scale", "input_zero_point"})
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
-    """How the quantized weights of a checkpoint are stored.
+class WordScheme:
+    """How all quantized weights of a GPTQ or AWQ checkpoint are stored.
 
-    group_size   inputs of a group, -1 for all; of "packed" and "int" the scales tell it
+    group_size   inputs of a group, -1 for all
     zero_shift   what is added to stored zeros
     """
 
-    layout: Layout
-    num_bits: int
+    layout: Literal["gptq", "awq"]
     group_size: int = -1
     zero_shift: int = 0
 
     def is_quantized(self, parts: Mapping[str, str]) -> bool:
         """Whether these parts of a module are a quantized weight; others of the checkpoint are plain."""
-        marker = {"packed": "weight_packed", "int": "weight_scale"}.get(self.layout, "qweight")
-        return marker in parts
+        return "qweight" in parts
 
     def linear(self, parts: Mapping[str, str], source: Safetensors) -> GroupedLinear:
         """The weight whose `parts`, tensor names by what they are, lie in `source`.
 
         Raises FormatError where they are not all there or do not fit together.
         """
-        parts = {part: name for part, name in parts.items() if part not in _ACTIVATION_PARTS}
-        required, optional = _PARTS[self.layout]
-        if not required <= set(parts) <= required | optional:
+        reader = _open_parts(self.layout, parts, source)
+        return _gptq(self, reader) if self.layout == "gptq" else _awq(self, reader)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedScheme:
+    """How the quantized weights of a compressed-tensors checkpoint are stored, which can differ by module.
+
+    The parts of a weight say what its layout is, and its shape how many bits a packed code has, so that the targets of
+    `config_groups` need not be matched: they may be patterns, and a pattern made up by a file can take hours.
+
+    packed_bits   of all groups that are packed; empty where none is
+    has_rows      whether there are groups with rows of int8
+    """
+
+    packed_bits: frozenset[int]
+    has_rows: bool
+
+    def is_quantized(self, parts: Mapping[str, str]) -> bool:
+        """Whether these parts of a module are a quantized weight; others of the checkpoint are plain."""
+        return "weight_packed" in parts or "weight_scale" in parts
+
+    def linear(self, parts: Mapping[str, str], source: Safetensors) -> GroupedLinear:
+        """As `WordScheme.linear`; UnsupportedError for bits or a layout that no group of the configuration has."""
+        if "weight_packed" not in parts:
+            reader = _open_parts("int", parts, source)
+            if not self.has_rows:
+                raise FormatError(f"the weight {min(parts.values())!r} is not packed, as all groups in config.json are")
+            return _compressed(8, reader, is_packed=False)
+        reader = _open_parts("packed", parts, source)
+        return _compressed(self._bits_of(reader), reader, is_packed=True)
+
+    def _bits_of(self, reader: _PartReader) -> int:
+        if len(self.packed_bits) == 1:
+            return next(iter(self.packed_bits))
+        if "weight_shape" not in reader:
+            raise _unsupported("a packed weight without 'weight_shape' in a checkpoint with several numbers of bits")
+        reader.check("weight_shape", ("I64", "I32"), (2,))
+        _, columns = _two(reader, "weight_packed")
+        inputs = int(reader.integers("weight_shape")[1])
+        found = next((bits for bits in self.packed_bits if bits * inputs == 32 * columns), None)
+        if found is None:
             raise FormatError(
-                f"a quantized weight has the parts {', '.join(sorted(parts.values()))}; "
-                f"it needs {', '.join(sorted(required))} and may have {', '.join(sorted(optional)) or 'no other'}"
+                f"a packed weight of {inputs} inputs has {columns} words for an output, which no group of config.json "
+                f"gives; their bits are {', '.join(map(str, sorted(self.packed_bits))) or 'those of none'}"
             )
-        reader = _PartReader(parts, source)
-        if self.layout == "gptq":
-            return _gptq(self, reader)
-        if self.layout == "awq":
-            return _awq(self, reader)
-        return _compressed(self, reader)
+        return found
+
+
+Scheme = WordScheme | CompressedScheme
+
+
+def _open_parts(layout: Layout, parts: Mapping[str, str], source: Safetensors) -> _PartReader:
+    parts = {part: name for part, name in parts.items() if part not in _ACTIVATION_PARTS}
+    required, optional = _PARTS[layout]
+    if not required <= set(parts) <= required | optional:
+        raise FormatError(
+            f"a quantized weight has the parts {', '.join(sorted(parts.values()))}; "
+            f"it needs {', '.join(sorted(required))} and may have {', '.join(sorted(optional)) or 'no other'}"
+        )
+    return _PartReader(parts, source)
 
 
 def read_scheme(content: Mapping[str, object], folder: Path) -> Scheme | None:
@@ -120,7 +168,7 @@ def _group_size(given: Mapping[str, object]) -> int:
     return size
 
 
-def _gptq_scheme(given: Mapping[str, object]) -> Scheme:
+def _gptq_scheme(given: Mapping[str, object]) -> WordScheme:
     if given.get("bits") != 4:
         raise _unsupported(f"GPTQ with {shorten(given.get('bits'))} bits")
     form = given.get("checkpoint_format") or "gptq"
@@ -128,10 +176,10 @@ def _gptq_scheme(given: Mapping[str, object]) -> Scheme:
         raise _unsupported(f"the GPTQ format {'marlin' if given.get('is_marlin_format') else shorten(form)}")
     if given.get("dynamic"):
         raise _unsupported("GPTQ with other settings for some layers (dynamic)")
-    return Scheme("gptq", 4, _group_size(given), zero_shift=1 if form == "gptq" else 0)
+    return WordScheme("gptq", _group_size(given), zero_shift=1 if form == "gptq" else 0)
 
 
-def _awq_scheme(given: Mapping[str, object]) -> Scheme:
+def _awq_scheme(given: Mapping[str, object]) -> WordScheme:
     if given.get("bits") != 4:
         raise _unsupported(f"AWQ with {shorten(given.get('bits'))} bits")
     version = str(given.get("version", "gemm")).lower()
@@ -139,7 +187,7 @@ def _awq_scheme(given: Mapping[str, object]) -> Scheme:
         raise _unsupported(f"the AWQ version {shorten(version)}")
     if given.get("zero_point", True) is not True:
         raise _unsupported("AWQ without zero points")
-    return Scheme("awq", 4, _group_size(given))
+    return WordScheme("awq", _group_size(given))
 
 
 def _compressed_scheme(given: Mapping[str, object]) -> Scheme | None:
@@ -152,25 +200,34 @@ def _compressed_scheme(given: Mapping[str, object]) -> Scheme | None:
     form = given.get("format")
     if form == "dense":
         return None
-    layouts: Mapping[object, Layout] = {"pack-quantized": "packed", "int-quantized": "int", "naive-quantized": "int"}
-    if form not in layouts:
+    if form not in (*_LAYOUTS, "mixed-precision"):
         raise _unsupported(f"the compressed-tensors format {shorten(form)}")
-    kinds = set()
+    packed_bits: set[int] = set()
+    has_rows = False
     for group in read_mapping(given, "config_groups", _WHERE).values():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
-            raise FormatError(f"{_WHERE}: a group of config_groups has no 'weights'")
-        if group.get("format") not in (None, form):
-            raise _unsupported(f"compressed-tensors with formats that differ ({shorten(group.get('format'))})")
-        kinds.add((weights.get("type", "int"), weights.get("num_bits"), weights.get("strategy")))
-    num_bits = {bits for _, bits, _ in kinds}
-    allowed = (4, 8) if layouts[form] == "packed" else (8, 7, 6, 5, 4)
-    strategies = ("group", "channel", "tensor")
-    if len(num_bits) != 1 or any(t != "int" or b not in allowed or s not in strategies for t, b, s in kinds):
-        shown = "; ".join(f"{t} of {b} bits by {s}" for t, b, s in sorted(kinds, key=str))
-        raise _unsupported(f"the compressed-tensors format {form} with {shown or 'no groups'}")
-    (bits,) = num_bits
-    return Scheme(layouts[form], int(str(bits)) if layouts[form] == "packed" else 8)
+        layout, bits = _read_group(group, form)
+        packed_bits |= {bits} if layout == "packed" else set()
+        has_rows |= layout == "int"
+    if not packed_bits and not has_rows:
+        raise _unsupported(f"the compressed-tensors format {form} with no groups")
+    return CompressedScheme(frozenset(packed_bits), has_rows)
+
+
+def _read_group(group: object, form: object) -> tuple[Layout, int]:
+    """Layout and bits of one of `config_groups`; `form` is the format of those that do not say theirs."""
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
+        raise FormatError(f"{_WHERE}: a group of config_groups has no 'weights'")
+    form = group.get("format") or form
+    layout = _LAYOUTS.get(form) if isinstance(form, str) else None
+    if layout is None:
+        raise _unsupported(f"a group of the compressed-tensors format {shorten(form)}")
+    kind, bits, strategy = weights.get("type", "int"), weights.get("num_bits"), weights.get("strategy")
+    allowed = (4, 8) if layout == "packed" else (8, 7, 6, 5, 4)
+    if kind != "int" or type(bits) is not int or bits not in allowed or strategy not in ("group", "channel", "tensor"):
+        shown = f"{str(kind)[:20]} of {str(bits)[:20]} bits by {str(strategy)[:20]}"
+        raise _unsupported(f"the compressed-tensors format {form} with {shown}")
+    return layout, bits
 
 
 class _PartReader:
@@ -222,7 +279,7 @@ def _nibbles(words: NDArray[np.uint32], order: tuple[int, ...] = tuple(range(8))
     return ((words[..., None] >> shifts) & np.uint32(15)).astype(np.uint8)
 
 
-def _sizes(scheme: Scheme, inputs: int) -> tuple[int, int]:
+def _sizes(scheme: WordScheme, inputs: int) -> tuple[int, int]:
     """Inputs of a group, and number of groups."""
     size = inputs if scheme.group_size == -1 else scheme.group_size
     return size, -(-inputs // size)
@@ -235,7 +292,7 @@ def _two(reader: _PartReader, part: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _gptq(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
+def _gptq(scheme: WordScheme, reader: _PartReader) -> GroupedLinear:
     """Eight inputs are a word of qweight [inputs / 8, outputs], eight outputs one of qzeros [groups, outputs / 8]."""
     eighth, outputs = _two(reader, "qweight")
     inputs = 8 * eighth
@@ -260,7 +317,7 @@ def _gptq(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
     return GroupedLinear((outputs, inputs), 4, size, codes, lambda: reader.floats("scales").T, zeros, read_groups)
 
 
-def _awq(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
+def _awq(scheme: WordScheme, reader: _PartReader) -> GroupedLinear:
     """Eight outputs, in an order of their own, are a word of qweight [inputs, outputs / 8] and of qzeros."""
     inputs, eighth = _two(reader, "qweight")
     outputs = 8 * eighth
@@ -279,13 +336,13 @@ def _awq(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
     return GroupedLinear((outputs, inputs), 4, size, codes, lambda: reader.floats("scales").T, zeros)
 
 
-def _compressed(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
+def _compressed(bits: int, reader: _PartReader, *, is_packed: bool) -> GroupedLinear:
     """Rows of int8, or of words with the first code lowest; scales [outputs, groups], [outputs] or one for all."""
-    bits, part = scheme.num_bits, "weight_packed" if scheme.layout == "packed" else "weight"
+    part = "weight_packed" if is_packed else "weight"
     outputs, columns = _two(reader, part)
     per_word = 32 // bits
-    inputs = columns * per_word if scheme.layout == "packed" else columns
-    reader.check(part, ("I32",) if scheme.layout == "packed" else ("I8",), (outputs, columns))
+    inputs = columns * per_word if is_packed else columns
+    reader.check(part, ("I32",) if is_packed else ("I8",), (outputs, columns))
     given = reader.shape("weight_scale")
     num_groups = given[1] if len(given) == 2 else 1
     if not num_groups or inputs % num_groups or given not in ((outputs, num_groups), (outputs,), (1,), (1, 1), ()):
@@ -298,7 +355,7 @@ def _compressed(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
             raise UnsupportedError(f"a packed weight of shape {stored} fills its words only in part; that is not read")
 
     def codes(start: int, end: int) -> Codes:
-        if scheme.layout == "int":
+        if not is_packed:
             return reader.integers("weight")[start:end].view(np.uint8) ^ np.uint8(128)
         if bits == 8:
             return np.ascontiguousarray(reader.words("weight_packed")[start:end]).view(np.uint8)
@@ -307,7 +364,7 @@ def _compressed(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
     def spread(values: Floats) -> Floats:
         return np.broadcast_to(values.reshape(-1, num_groups), (outputs, num_groups))
 
-    zeros = _compressed_zeros(scheme, reader, outputs, given, spread) if "weight_zero_point" in reader else None
+    zeros = _compressed_zeros(bits, reader, outputs, given, spread) if "weight_zero_point" in reader else None
     read_groups: Callable[[], NDArray[np.int64]] | None = None
     if "weight_g_idx" in reader:
         reader.check("weight_g_idx", ("I32",), (inputs,))
@@ -322,24 +379,24 @@ def _compressed(scheme: Scheme, reader: _PartReader) -> GroupedLinear:
 
 
 def _compressed_zeros(
-    scheme: Scheme,
+    bits: int,
     reader: _PartReader,
     outputs: int,
     scale_shape: tuple[int, ...],
     spread: Callable[[Floats], Floats],
 ) -> Callable[[], Floats]:
     """Zeros are stored as int8 in the shape of the scales, or packed along the outputs."""
-    part, half = "weight_zero_point", np.float32(2 ** (scheme.num_bits - 1))
+    part, half = "weight_zero_point", np.float32(2 ** (bits - 1))
     if reader.dtype(part) == "I8":
         reader.check(part, ("I8",), scale_shape)
         return lambda: spread(reader.integers(part).astype(np.float32) + half)
-    per_word = 32 // scheme.num_bits
+    per_word = 32 // bits
     num_groups = scale_shape[1] if len(scale_shape) == 2 else 1
     reader.check(part, ("I32",), (-(-outputs // per_word), num_groups))
 
     def unpack() -> Floats:
         words = np.ascontiguousarray(reader.words(part).T)
-        codes = words.view(np.uint8) if scheme.num_bits == 8 else _nibbles(words).reshape(num_groups, -1)
+        codes = words.view(np.uint8) if bits == 8 else _nibbles(words).reshape(num_groups, -1)
         return codes[:, :outputs].T.astype(np.float32)
 
     return unpack

@@ -39,6 +39,12 @@ def is_long(config: ModelConfig) -> bool:
     return config.rope_scaling is not None and config.context_length > config.rope_scaling.original_context
 
 
+def llama3_divisors(theta: float, dims: int, scaling: RopeScaling) -> list[float]:
+    """What the frequencies of the pairs are divided by, scaled by the rule of Llama 3.1 [dims / 2]."""
+    frequencies = [theta ** (-2 * i / dims) for i in range(dims // 2)]
+    return [frequency / _llama3(frequency, scaling) for frequency in frequencies]
+
+
 def _scaled(frequencies: list[float], theta: float, scaling: RopeScaling, config: ModelConfig) -> list[float]:
     if scaling.kind == "linear":
         return [f / scaling.factor for f in frequencies]

@@ -78,6 +78,16 @@ class Tokenizer:
         save_tokenizer(Path(path), self._vocabulary, self._table)
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """Its entries, for writers of other formats; merges are in `table` alone."""
+        return self._vocabulary
+
+    @property
+    def table(self) -> TokenTable:
+        """Its lookup table, which lists the merges."""
+        return self._table
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids, unused ones included."""
         return len(self._vocabulary.tokens)

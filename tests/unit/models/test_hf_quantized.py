@@ -18,7 +18,7 @@ from subsecond.core.errors import FormatError, UnsupportedError
 from subsecond.formats.gguf_types import TensorType, dequantize
 from subsecond.formats.safetensors import Safetensors
 from subsecond.models.grouped_linear import GroupedLinear
-from subsecond.models.hf_quantized import read_scheme
+from subsecond.models.hf_quantized import WordScheme, read_scheme
 
 OUTPUTS, INPUTS, GROUP = 24, 128, 32
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -273,5 +273,32 @@ def test_checkpoints_without_quantization(tmp_path: Path) -> None:
 def test_gptq_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 128, "desc_act": false}')
     scheme = read_scheme({}, tmp_path)
-    assert scheme is not None
+    assert isinstance(scheme, WordScheme)
     assert (scheme.layout, scheme.group_size, scheme.zero_shift) == ("gptq", 128, 1)
+
+
+def test_groups_of_several_bits_and_formats(tmp_path: Path, rng: np.random.Generator) -> None:
+    group = {"type": "int", "symmetric": True, "strategy": "group"}
+    content = compressed_config("mixed-precision")
+    content["quantization_config"]["config_groups"] = {
+        "a": {"targets": ["x"], "weights": {**group, "num_bits": 4}, "format": "pack-quantized"},
+        "b": {"targets": ["re:.*y"], "weights": {**group, "num_bits": 8}, "format": "pack-quantized"},
+        "c": {"targets": ["Linear"], "weights": {**group, "num_bits": 8}, "format": "int-quantized"},
+    }
+    codes = rng.integers(-8, 8, (OUTPUTS, INPUTS), dtype=np.int8)
+    scales = rng.uniform(0.001, 0.02, (OUTPUTS, INPUTS // GROUP)).astype(np.float16)
+    shape = np.array(codes.shape, np.int64)
+    wanted = codes * np.repeat(scales.astype(np.float32), GROUP, axis=1)
+    eight_bits = (codes.view(np.uint8) ^ np.uint8(128)).view(np.int32)
+    four_bits = pack((codes + 8).astype(np.uint8))
+    for words, kind in ((eight_bits, TensorType.Q8_0), (four_bits, TensorType.Q4_0)):
+        parts = {"weight_packed": words, "weight_scale": scales, "weight_shape": shape}
+        linear = open_linear(tmp_path, content, parts)
+        assert linear.type is kind
+        assert np.array_equal(decode(linear), wanted)
+    assert np.array_equal(decode(open_linear(tmp_path, content, {"weight": codes, "weight_scale": scales})), wanted)
+    with pytest.raises(UnsupportedError, match="without 'weight_shape' in a checkpoint with several numbers of bits"):
+        open_linear(tmp_path, content, {"weight_packed": four_bits, "weight_scale": scales})
+    parts = {"weight_packed": four_bits, "weight_scale": scales, "weight_shape": shape * 3}
+    with pytest.raises(FormatError, match=r"no group of config\.json gives; their bits are 4, 8"):
+        open_linear(tmp_path, content, parts)

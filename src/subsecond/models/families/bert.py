@@ -16,7 +16,7 @@ def _complete(config: ModelConfig) -> ModelConfig:
 # Devlin et al. 2018, arXiv 1810.04805; pooling by Reimers and Gurevych 2019, arXiv 1908.10084.
 FAMILY = Family(
     names=("bert",),
-    hf_types=(HfType("bert", defaults={"layer_norm_eps": 1e-12}),),
+    hf_types=(HfType("bert", "BertModel", defaults={"layer_norm_eps": 1e-12}),),
     form=Form(
         norm="layer",
         norms="sum",

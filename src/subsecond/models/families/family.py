@@ -62,6 +62,7 @@ class Family:
     hf_unused      patterns of tensors of Hugging Face checkpoints that the arithmetic does not need, without prefix
     has_unit_norms norms of Hugging Face checkpoints are stored less one
     has_transposed_linears   linears of Hugging Face checkpoints are stored [in, out]
+    exceeds_half   activations of its models become larger than float16 holds
     """
 
     names: tuple[str, ...]
@@ -77,6 +78,7 @@ class Family:
     hf_unused: tuple[str, ...] = ()
     has_unit_norms: bool = False
     has_transposed_linears: bool = False
+    exceeds_half: bool = False
 
     def find_hf_type(self, name: str) -> HfType:
         """The type of that name, which must be one of the family."""

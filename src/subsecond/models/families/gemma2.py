@@ -34,6 +34,7 @@ FAMILY = Family(
     hf_types=(
         HfType(
             "gemma2",
+            "Gemma2ForCausalLM",
             defaults={**HF_DEFAULTS, "attn_logit_softcapping": _SCORE_CAP, "final_logit_softcapping": _LOGIT_CAP},
             ignored=frozenset({"sliding_window_pattern", "_sliding_window_pattern"}),
             has_score_scalar=True,
@@ -52,4 +53,5 @@ FAMILY = Family(
     complete=_complete,
     hf_tensors=POST_NORM_TENSORS,
     has_unit_norms=True,
+    exceeds_half=True,
 )

@@ -41,6 +41,7 @@ FAMILY = Family(
     hf_types=(
         HfType(
             "gemma3_text",
+            "Gemma3ForCausalLM",
             defaults=_TEXT_DEFAULTS,
             has_score_scalar=True,
             window_period=_PERIOD,
@@ -55,4 +56,5 @@ FAMILY = Family(
     complete=_complete,
     hf_tensors=POST_NORM_TENSORS,
     has_unit_norms=True,
+    exceeds_half=True,
 )

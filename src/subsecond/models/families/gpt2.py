@@ -11,6 +11,7 @@ FAMILY = Family(
     hf_types=(
         HfType(
             "gpt2",
+            "GPT2LMHeadModel",
             defaults={"layer_norm_epsilon": 1e-5},
             field_names={
                 "hidden_size": "n_embd",

@@ -12,6 +12,7 @@ class HfType:
     """One `model_type`. Where files leave something out, it is what transformers takes (its configuration_*.py).
 
     name                   as in config.json
+    model_class            what transformers calls its class; None for types that are only read
     architecture           that of the same model in GGUF files; None: the first of the family
     text_type              the type of the section `text_config`, which alone is read of a model for text and images
     defaults               values of fields that files may leave out; a null in a file stands above them
@@ -32,6 +33,7 @@ class HfType:
     """
 
     name: str
+    model_class: str | None = None
     architecture: str | None = None
     text_type: str | None = None
     defaults: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))

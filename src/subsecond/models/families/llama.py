@@ -10,9 +10,9 @@ from subsecond.models.families.hf_type import HfType
 FAMILY = Family(
     names=("llama",),
     hf_types=(
-        HfType("llama"),
-        HfType("mistral", defaults={"sliding_window": 4096}),
-        HfType("mixtral", defaults={"rope_theta": 1e6}, expert_width="intermediate_size"),
+        HfType("llama", "LlamaForCausalLM"),
+        HfType("mistral", "MistralForCausalLM", defaults={"sliding_window": 4096}),
+        HfType("mixtral", "MixtralForCausalLM", defaults={"rope_theta": 1e6}, expert_width="intermediate_size"),
     ),
     form=Form(biases=None),
     gguf_pairing="interleaved",

@@ -11,6 +11,7 @@ FAMILY = Family(
     hf_types=(
         HfType(
             "phi3",
+            "Phi3ForCausalLM",
             original_context=4096,
             rope_kinds={"yarn": "longrope"},  # in early files
         ),

@@ -8,6 +8,6 @@ from subsecond.models.families.hf_type import HfType
 # Qwen2 technical report, arXiv 2407.10671.
 FAMILY = Family(
     names=("qwen2",),
-    hf_types=(HfType("qwen2", has_switched_windows=True, window_start=28),),
+    hf_types=(HfType("qwen2", "Qwen2ForCausalLM", has_switched_windows=True, window_start=28),),
     form=Form(biases=frozenset({"q", "k", "v"})),
 )

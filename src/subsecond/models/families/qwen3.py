@@ -9,9 +9,10 @@ from subsecond.models.families.hf_type import HfType
 FAMILY = Family(
     names=("qwen3", "qwen3moe"),
     hf_types=(
-        HfType("qwen3", defaults={"head_dim": 128}, has_switched_windows=True, window_start=28),
+        HfType("qwen3", "Qwen3ForCausalLM", defaults={"head_dim": 128}, has_switched_windows=True, window_start=28),
         HfType(
             "qwen3_moe",
+            "Qwen3MoeForCausalLM",
             architecture="qwen3moe",
             defaults={"norm_topk_prob": False},
             ignored=frozenset({"layer_types"}),

@@ -19,7 +19,15 @@ def _complete(config: ModelConfig) -> ModelConfig:
 
 FAMILY = Family(
     names=("smollm3",),
-    hf_types=(HfType("smollm3", defaults={"rope_theta": 2e6}, has_switched_windows=True, rope_free_period=_PERIOD),),
+    hf_types=(
+        HfType(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            defaults={"rope_theta": 2e6},
+            has_switched_windows=True,
+            rope_free_period=_PERIOD,
+        ),
+    ),
     form=Form(biases=None),
     gguf_pairing="interleaved",
     complete=_complete,
