@@ -1,0 +1,112 @@
+"""What each group of linears loses in each format: estimated from local errors, corrected where it was measured.
+
+The estimate of a group is the power of the error that it adds to the residual stream, relative to the stream; the
+measure is the mean KL divergence of the whole model when only that group is changed. Both are additive where errors are
+small, so that a factor of the group's kind leads from one to the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from subsecond.compress.layer_groups import LayerGroup
+from subsecond.compress.output_error import output_power
+from subsecond.compress.rounding import Floats
+from subsecond.compress.statistics import InputStatistics
+from subsecond.core.errors import InputError
+
+READING_CODES = 127.0
+INT4_CODES, INT4_GROUP = 7.5, 32
+MULTIPLIER_SHARE = 1.06  # more error of int4 for multipliers that are integers, squared (2.6 to 4 % of the rms error)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of one group in one format: relative error of its outputs, squared, and the same at the residual stream."""
+
+    group: str
+    format: str
+    output_error: float
+    stream_error: float
+
+
+def reading_error(weight: Floats, statistics: InputStatistics, reading: str) -> float:
+    """Expected power of the output error, summed over outputs, of a weight [out, in] in a channel format.
+
+    Both formats rotate (decision 0009), after which weights and activations are nearly normal: of n such numbers the
+    largest is about sqrt(2 ln n) standard deviations, a step is that over 127, and a rounding error has a variance of
+    step^2 / 12. Of int4 the steps are those of groups of 32.
+    """
+    width = weight.shape[1]
+    activation = 2.0 * math.log(width) / READING_CODES**2 / 12.0
+    if reading == "int8":
+        of_weights = activation
+    elif reading == "int4":
+        of_weights = MULTIPLIER_SHARE * 2.0 * math.log(INT4_GROUP) / INT4_CODES**2 / 12.0
+    else:
+        raise InputError(f"{reading!r} is no channel format; give int8 or int4")
+    energy = float(np.square(weight, dtype=np.float64).sum())
+    return (of_weights + activation) * energy * float(statistics.mean_square.astype(np.float64).mean())
+
+
+def output_errors(
+    weights: Sequence[Floats], changed: Sequence[Floats], statistics: InputStatistics
+) -> tuple[float, float]:
+    """Power of the error and of the outputs themselves of linears that share an input, summed over them."""
+    noise = sum(output_power(new - old, statistics) for old, new in zip(weights, changed, strict=True))
+    return noise, sum(output_power(weight, statistics) for weight in weights)
+
+
+def groups_to_measure(
+    groups: Sequence[LayerGroup], estimates: Mapping[tuple[str, str], Estimate], formats: Mapping[str, str], share: float
+) -> tuple[LayerGroup, ...]:
+    """The `share` of all groups that are estimated to lose most in their smallest format, in their order.
+
+    formats  the smallest format of every group, by its name
+
+    One group of every kind is among them, so that each kind has a factor.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share is {share}; it must lie above 0 and at most at 1")
+    ranked = sorted(groups, key=lambda group: -estimates[group.name, formats[group.name]].stream_error)
+    chosen = {group.name for group in ranked[: math.ceil(share * len(groups))]}
+    of_kinds = {group.kind for group in ranked if group.name in chosen}
+    for group in ranked:
+        if group.kind not in of_kinds:
+            of_kinds.add(group.kind)
+            chosen.add(group.name)
+    return tuple(group for group in groups if group.name in chosen)
+
+
+def predicted_losses(
+    groups: Sequence[LayerGroup],
+    estimates: Mapping[tuple[str, str], Estimate],
+    measured: Mapping[tuple[str, str], float],
+) -> dict[tuple[str, str], float]:
+    """Mean KL of every (group, format) of `estimates`.
+
+    measured  mean KL of some of them; a group's other formats follow from its own factor, other groups' from the median
+              factor of their kind, kinds without one from the median of all
+    """
+    factors: dict[str, list[float]] = defaultdict(list)
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    kinds = {group.name: group.kind for group in groups}
+    for key, kl in sorted(measured.items()):
+        stream_error = estimates[key].stream_error
+        if stream_error > 0:
+            factors[key[0]].append(max(kl, 0.0) / stream_error)
+            by_kind[kinds[key[0]]].append(max(kl, 0.0) / stream_error)
+    every = [factor for found in factors.values() for factor in found]
+    overall = median(every) if every else 1.0
+    losses = {}
+    for key, estimate in estimates.items():
+        own, alike = factors.get(key[0]), by_kind.get(kinds[key[0]])
+        factor = median(own) if own else median(alike) if alike else overall
+        losses[key] = measured.get(key, factor * estimate.stream_error)
+    return losses
