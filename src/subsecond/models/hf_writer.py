@@ -48,7 +48,7 @@ class CheckpointWriter:
     `can_replace`. Until the end these may be set:
 
     config      of the model that is written; `config.rope_pairing` says how the rows of what is put are ordered
-    readings    how weights are executed, by name, "default" for all others (see `models.readings`); at first those of the source
+    readings    how weights are executed, by name, "default" for others (see `models.readings`); at first the source's
     side_files  content of the files beside the weights, tokenizer included, by name; those of the source at first
 
     has_plain_tables   embedding tables and the head are decoded, for engines that read them no other way
