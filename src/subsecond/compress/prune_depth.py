@@ -57,7 +57,7 @@ class Removal:
 def choose_layers(
     num_layers: int,
     num_removed: int,
-    measure_kl: Callable[[tuple[int, ...]], float],
+    measure_kl: Callable[[tuple[int, ...], tuple[int, ...]], Sequence[float]],
     *,
     prior: Sequence[float] | None = None,
     num_candidates: int | None = None,
@@ -66,8 +66,9 @@ def choose_layers(
 ) -> list[Removal]:
     """Removes one layer after the other, each time the one with which the least divergence is left.
 
-    `measure_kl` gets the removed layers, ascending, and returns the mean KL to the original model. With
-    `num_candidates` it is asked only about so many layers a step, those of least `prior` (`BlockInfluence.scores`).
+    `measure_kl` gets the layers removed before and candidates, both ascending, and returns the mean KL to the original
+    model without each candidate as well. With `num_candidates` it is asked only about so many candidates a step, those
+    of least `prior` (`BlockInfluence.scores`).
     On a tie the later layer goes. The first and last layers stay: without them models fall apart (ShortGPT, section 4).
 
     Raises:
@@ -88,7 +89,8 @@ def choose_layers(
         if prior is not None and num_candidates is not None:
             influence = prior
             left = sorted(sorted(left, key=lambda layer: influence[layer])[:num_candidates])
-        tried = [(layer, float(measure_kl(tuple(sorted((*gone, layer)))))) for layer in left]
+        found = measure_kl(tuple(sorted(gone)), tuple(left))
+        tried = [(layer, float(kl)) for layer, kl in zip(left, found, strict=True)]
         if any(np.isnan(kl) for _, kl in tried):
             raise InputError("a divergence is NaN; the model without some layer overflows on the calibration text")
         layer, kl = min(tried, key=lambda each: (each[1], -each[0]))

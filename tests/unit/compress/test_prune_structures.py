@@ -161,10 +161,11 @@ def test_influence_of_zero_rows_and_of_bad_ones() -> None:
         influence.add(0, np.ones((2, 4), np.float32), np.ones((2, 5), np.float32))
 
 
-def costs(removed: tuple[int, ...]) -> float:
+def costs(removed: tuple[int, ...], candidates: tuple[int, ...]) -> list[float]:
     """Layers 3 and 4 are cheap to lose alone, but not together."""
     alone = {2: 0.5, 3: 0.1, 4: 0.2, 5: 0.3, 6: 0.9}
-    return sum(alone[each] for each in removed) + (5.0 if {3, 4} <= set(removed) else 0.0)
+    sets = [{*removed, each} for each in candidates]
+    return [sum(alone[each] for each in gone) + (5.0 if {3, 4} <= gone else 0.0) for gone in sets]
 
 
 def test_layers_leave_by_what_is_left_after_them() -> None:
@@ -175,15 +176,15 @@ def test_layers_leave_by_what_is_left_after_them() -> None:
 
 
 def test_a_prior_limits_what_is_measured() -> None:
-    asked: list[tuple[int, ...]] = []
+    asked = []
 
-    def measure(removed: tuple[int, ...]) -> float:
-        asked.append(removed)
-        return costs(removed)
+    def measure(removed: tuple[int, ...], candidates: tuple[int, ...]) -> list[float]:
+        asked.append((removed, candidates))
+        return costs(removed, candidates)
 
     prior = [0.0, 0.0, 0.2, 0.9, 0.8, 0.3, 0.4, 0.0]
     assert [each.layer for each in choose_layers(8, 2, measure, prior=prior, num_candidates=2)] == [5, 2]
-    assert asked == [(2,), (5,), (2, 5), (5, 6)]
+    assert asked == [((), (2, 5)), ((5,), (2, 6))]
 
 
 def test_impossible_removals_are_refused() -> None:
@@ -194,7 +195,7 @@ def test_impossible_removals_are_refused() -> None:
     with pytest.raises(InputError, match="3 influences"):
         choose_layers(8, 1, costs, prior=[1, 2, 3])
     with pytest.raises(InputError, match="NaN"):
-        choose_layers(8, 1, lambda _: float("nan"))
+        choose_layers(8, 1, lambda _, candidates: [float("nan")] * len(candidates))
 
 
 def test_layers_are_renumbered_in_names_and_configuration() -> None:
