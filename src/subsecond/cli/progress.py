@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+SHOW_INTERVAL_S = 0.5
+
 # Called with the number of steps done and the number of all.
 Progress = Callable[[int, int], None]
 
@@ -41,6 +43,7 @@ def phase_progress(predicted_s: Mapping[str, float]) -> Iterator[Callable[[str],
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} taken, {remaining} left"
     with tqdm(total=1.0, bar_format=form, delay=0.2) as bar:
         begun = list[float]()
+        shown = [("", 0.0)]
 
         def begin(name: str) -> StepProgress:
             before_s = 0.0
@@ -54,10 +57,12 @@ def phase_progress(predicted_s: Mapping[str, float]) -> Iterator[Callable[[str],
                 bar.start_t = bar.last_print_t = time.time()
 
             def show(what: str, num_done: int, num_all: int) -> None:
-                bar.set_description_str(f"{name}, {what}" if what != name else name, refresh=False)
                 share = num_done / num_all if num_all else 1.0
                 bar.n = min((before_s + predicted_s[name] * share) / total_s, 1.0)
-                bar.refresh()
+                label, now_s = f"{name}, {what}" if what != name else name, time.monotonic()
+                if label != shown[0][0] or now_s - shown[0][1] >= SHOW_INTERVAL_S:
+                    shown[0] = label, now_s
+                    bar.set_description_str(label)
 
             return show
 

@@ -65,9 +65,7 @@ def _sums_after(values: Sequence[float]) -> list[float]:
     return sums[::-1]
 
 
-def _undercut_by_none(
-    costs: NDArray[np.float64], losses: NDArray[np.float64], limit: float
-) -> NDArray[np.int64]:
+def _undercut_by_none(costs: NDArray[np.float64], losses: NDArray[np.float64], limit: float) -> NDArray[np.int64]:
     """Indices of the states of cost up to `limit` that are cheaper than all that lose no more; by rising cost."""
     order = np.lexsort((np.arange(len(costs)), losses, costs))
     # the cheapest passes even where the sums were rounded in another order than those of the limit

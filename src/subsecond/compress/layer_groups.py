@@ -56,7 +56,9 @@ def layer_groups(graph: Graph) -> tuple[LayerGroup, ...]:
     """The groups of an unfused graph in order, those of the output head left out."""
     parts = segments(graph)
     return tuple(
-        LayerGroup(_name(weights), index, source, weights, tuple((graph.weights[w][0], graph.weights[w][1]) for w in weights))
+        LayerGroup(
+            _name(weights), index, source, weights, tuple((graph.weights[w][0], graph.weights[w][1]) for w in weights)
+        )
         for index, segment in enumerate(parts)
         if not _is_head(segment, graph)
         for source, weights in segment.linears.items()

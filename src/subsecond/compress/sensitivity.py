@@ -64,7 +64,10 @@ def output_errors(
 
 
 def groups_to_measure(
-    groups: Sequence[LayerGroup], estimates: Mapping[tuple[str, str], Estimate], formats: Mapping[str, str], share: float
+    groups: Sequence[LayerGroup],
+    estimates: Mapping[tuple[str, str], Estimate],
+    formats: Mapping[str, str],
+    share: float,
 ) -> tuple[LayerGroup, ...]:
     """The `share` of all groups that are estimated to lose most in their smallest format, in their order.
 

@@ -63,12 +63,10 @@ class Work:
         self.order = order
         self.original = open_checkpoint(order.model)
         self.folder = order.out.parent / f".{order.out.name}.unfinished"
-        inputs = json.dumps(self._inputs(), sort_keys=True)
-        known = self.folder / "inputs.json"
-        self.is_resumed = known.is_file() and known.read_text(encoding="utf-8") == inputs and not is_fresh
-        if not self.is_resumed:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_whole(known, inputs.encode())
+        self._known = self.folder / "inputs.json"
+        self._text = json.dumps(self._inputs(), sort_keys=True)
+        is_same = self._known.is_file() and self._known.read_text(encoding="utf-8") == self._text
+        self.is_resumed = is_same and not is_fresh
         self._begun_s: dict[str, float] = {}
 
     def plan(self) -> planning.Plan:
@@ -79,7 +77,10 @@ class Work:
 
     def run(self, plan: planning.Plan, progress: Callable[[str], Progress]) -> dict[str, Any]:
         """Do what is not done yet, and return the report; `progress` gives what a phase of the plan tells steps to."""
-        planning.check_resources(plan, self.folder)
+        planning.check_resources(plan, self.order.out.parent)
+        if not self.is_resumed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_whole(self._known, self._text.encode())
         progress = self._timed(progress)
         calibration = self._calibration(progress(planning.CALIBRATION))
         results, current = [], self.original
