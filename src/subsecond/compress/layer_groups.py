@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
@@ -57,7 +58,11 @@ def layer_groups(graph: Graph) -> tuple[LayerGroup, ...]:
     parts = segments(graph)
     return tuple(
         LayerGroup(
-            _name(weights), index, source, weights, tuple((graph.weights[w][0], graph.weights[w][1]) for w in weights)
+            group_name(weights),
+            index,
+            source,
+            weights,
+            tuple((graph.weights[w][0], graph.weights[w][1]) for w in weights),
         )
         for index, segment in enumerate(parts)
         if not _is_head(segment, graph)
@@ -83,6 +88,7 @@ def _is_head(segment: Segment, graph: Graph) -> bool:
     return graph.output in segment.outputs
 
 
-def _name(weights: tuple[str, ...]) -> str:
+def group_name(weights: Sequence[str]) -> str:
+    """What weights that belong together are called: the first one in full, the others without their layer."""
     first, *others = (name.removesuffix(".weight") for name in weights)
     return "+".join([first, *(_LAYER.sub("", name) for name in others)])

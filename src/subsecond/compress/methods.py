@@ -1,4 +1,4 @@
-"""Chooses the type of a number of bits, and runs the method that was asked for on one weight; walks through no model."""
+"""Chooses the type of a number of bits, and runs the method that was asked for on one weight; walks no model."""
 
 from __future__ import annotations
 

@@ -10,16 +10,27 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from subsecond.compress.layer_groups import LayerGroup
+from subsecond.backends.batch import Int32
+from subsecond.compress.change_losses import change_losses
+from subsecond.compress.layer_groups import LayerGroup, bits_of
+from subsecond.compress.methods import quantize
 from subsecond.compress.output_error import output_power
 from subsecond.compress.rounding import Floats
+from subsecond.compress.stage import Progress
 from subsecond.compress.statistics import InputStatistics
+from subsecond.compress.walk import Visit, Walk
 from subsecond.core.errors import InputError
+from subsecond.formats.gguf_types import TensorType
+from subsecond.graph.graph import Graph
+from subsecond.models.weights import WeightSource
 
 READING_CODES = 127.0
 INT4_CODES, INT4_GROUP = 7.5, 32
@@ -113,3 +124,105 @@ def predicted_losses(
         factor = median(own) if own else median(alike) if alike else overall
         losses[key] = measured.get(key, factor * estimate.stream_error)
     return losses
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Mean KL by (group, type name): `expected` of all, `measured` of those that were."""
+
+    expected: Mapping[tuple[str, str], float]
+    measured: Mapping[tuple[str, str], float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Both as lists of [group, type, KL]."""
+        parts = {"expected": self.expected, "measured": self.measured}
+        return {name: [[*key, loss] for key, loss in part.items()] for name, part in parts.items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Losses:
+        """The losses that `to_json` gave."""
+        return cls(
+            *({(group, name): float(loss) for group, name, loss in content[part]} for part in ("expected", "measured"))
+        )
+
+
+def measure_losses(
+    graph: Graph,
+    source: WeightSource,
+    windows: Int32,
+    held_out: Int32,
+    groups: Sequence[LayerGroup],
+    options: Mapping[str, Sequence[TensorType]],
+    share: float,
+    progress: Progress,
+) -> Losses:
+    """Losses of every group in every type of its `options`, with weights rounded by the scale search.
+
+    windows   to learn scales from, and held_out to measure with, int32 [windows, tokens] each
+    share     of the groups that are measured, each in its smallest type
+    """
+    survey = _Survey(groups, options)
+    walk = Walk(graph, source, windows)
+    for visit in walk.visits():
+        progress(f"estimating {visit.segment.name}", visit.index, 2 * len(walk.segments))
+        survey.look_at(visit)
+        visit.advance()
+    smallest = {name: min(types, key=bits_of) for name, types in options.items()}
+    chosen = groups_to_measure(groups, survey.estimates, {name: each.name for name, each in smallest.items()}, share)
+    by_segment: dict[int, list[str]] = defaultdict(list)
+    for group in chosen:
+        by_segment[group.segment].append(group.name)
+
+    def tell(name: str, done: int, count: int) -> None:
+        progress(f"measuring {name}", count + done, 2 * count)
+
+    kls = change_losses(
+        Walk(graph, source, held_out), by_segment, lambda visit, name: survey.changed(visit, name, smallest[name]), tell
+    )
+    measured = {(name, smallest[name].name): kl for name, kl in kls.items()}
+    return Losses(predicted_losses(groups, survey.estimates, measured), measured)
+
+
+class _Survey:
+    """Estimates of all groups, and what is needed to round them again."""
+
+    def __init__(self, groups: Sequence[LayerGroup], options: Mapping[str, Sequence[TensorType]]) -> None:
+        self.estimates: dict[tuple[str, str], Estimate] = {}
+        self._groups = {group.name: group for group in groups}
+        self._options = options
+        self._statistics: dict[str, InputStatistics] = {}
+
+    def look_at(self, visit: Visit) -> None:
+        """Estimate the groups of a segment."""
+        groups = [group for group in self._groups.values() if group.segment == visit.index]
+        if not groups:
+            return
+        found = visit.statistics(has_gram=True)
+        rows, step = next(iter(visit.chunks()))
+        with torch.no_grad():
+            original = visit.outputs(rows, step)
+        stream = sum(float(value.square().sum(dtype=torch.float64)) for value in original.values())
+        for group in groups:
+            statistics = found[group.input]
+            self._statistics[group.name] = replace(statistics, gram=None)
+            weights = [visit.weights[name].numpy() for name in group.weights]
+            types = sorted(self._options[group.name], key=bits_of)
+            ratio = 0.0
+            for index, tensor_type in enumerate(types):
+                changed = self.changed(visit, group.name, tensor_type)
+                noise, power = output_errors(weights, [changed[name].numpy() for name in group.weights], statistics)
+                if index == 0:
+                    with torch.no_grad():
+                        outputs = visit.outputs(rows, step, {**visit.weights, **changed})
+                    moved = [(outputs[name] - original[name]).square().sum(dtype=torch.float64) for name in original]
+                    ratio = float(sum(moved)) / stream / noise if noise > 0 and stream > 0 else 0.0
+                key = group.name, tensor_type.name
+                self.estimates[key] = Estimate(*key, noise / power if power > 0 else 0.0, ratio * noise)
+
+    def changed(self, visit: Visit, name: str, tensor_type: TensorType) -> dict[str, Tensor]:
+        """The weights of a group as they are in a type, by the scale search; float32."""
+        statistics, group = self._statistics[name], self._groups[name]
+        stacked = np.concatenate([visit.weights[each].numpy() for each in group.weights])
+        values = torch.from_numpy(quantize(stacked, tensor_type, "search", statistics)[0].dequantize())
+        parts = values.split([outputs for outputs, _ in group.shapes])
+        return dict(zip(group.weights, parts, strict=True))

@@ -122,6 +122,10 @@ class Visit:
         self.observe(add)
         return {name: each.statistics() for name, each in sums.items()}
 
+    def chunks(self) -> Iterator[tuple[slice, Step]]:
+        """Rows that run together, as `outputs` takes them."""
+        return self._walk.chunks()
+
     def outputs(self, rows: slice, step: Step, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The outputs of the segment for a chunk of rows, with other weights where given; gradients pass."""
         values = self._inputs(rows)

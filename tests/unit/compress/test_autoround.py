@@ -105,4 +105,4 @@ def test_bad_options_are_refused() -> None:
     with pytest.raises(InputError, match="num_checks"):
         AutoRoundOptions(num_steps=5, num_checks=6)
     with pytest.raises(InputError, match="at least one batch"):
-        learn_rounding({}, {}, lambda tensors, index: torch.zeros(()), 0)
+        learn_rounding({}, {}, lambda *_: torch.zeros(()), 0)

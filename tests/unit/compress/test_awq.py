@@ -110,7 +110,9 @@ def test_dead_inputs_and_bad_ones() -> None:
     assert (scales > 0).all()
     assert (awq_scales([weight], statistics_of(0 * rows)) == 1).all()
     statistics = scaled_statistics(statistics_of(rows), scales)
-    assert output_power(weight * scales, statistics) == pytest.approx(output_power(weight, statistics_of(rows)), rel=1e-3)
+    assert output_power(weight * scales, statistics) == pytest.approx(
+        output_power(weight, statistics_of(rows)), rel=1e-3
+    )
     with pytest.raises(InputError, match="do not belong"):
         awq_scales([weight], statistics_of(make_inputs(32)))
     with pytest.raises(InputError, match="num_exponents"):

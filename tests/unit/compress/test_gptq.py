@@ -51,7 +51,9 @@ def test_it_is_the_published_algorithm(tensor_type: TensorType) -> None:
     # a tie that rounds the other way in single precision changes what follows in that row
     is_alike = np.isclose(stored.dequantize(), expected, atol=1e-6).all(axis=1)
     assert is_alike.mean() >= 0.9
-    assert output_error(weight, stored.dequantize(), rows) == pytest.approx(output_error(weight, expected, rows), rel=0.02)
+    assert output_error(weight, stored.dequantize(), rows) == pytest.approx(
+        output_error(weight, expected, rows), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("width", [576, 896, 1536])

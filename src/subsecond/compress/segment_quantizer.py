@@ -1,0 +1,275 @@
+"""Rounds the weights of one segment of a model, each in a type that the caller names, by any method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subsecond.compress.autoround import AutoRoundOptions, learn_rounding
+from subsecond.compress.awq import AwqOptions, awq_scales, scaled_statistics
+from subsecond.compress.gptq import Factor, GptqOptions, factorize
+from subsecond.compress.layer_groups import group_name
+from subsecond.compress.methods import MethodOptions, make_grid, quantize
+from subsecond.compress.output_error import QuantizationReport
+from subsecond.compress.rounding import GRID_FORMATS, Floats
+from subsecond.compress.segment_run import SegmentResult
+from subsecond.compress.stage import Decision
+from subsecond.compress.statistics import InputStatistics, StatisticsSum
+from subsecond.compress.walk import Visit
+from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
+from subsecond.graph.graph import Graph
+from subsecond.graph.ops import Embed, GatedActivation, Linear, MixtureOfExperts, Normalize, inputs_of
+from subsecond.models.weights import StoredTensor
+
+METHODS = ("gptq", "search", "nearest", "awq", "autoround", "hqq")
+ROUTER = "_inp.weight"
+_ROUNDED = (TensorType.F16, TensorType.Q8_0)  # so little is lost that no method is needed
+_WHY = {
+    "gptq": "later inputs make up for the errors of earlier ones",
+    "search": "scales that lose least on the inputs seen",
+    "nearest": "needs no text",
+    "awq": "inputs that matter were scaled up first, then as gptq",
+    "autoround": "rounding learned against the outputs of the segment",
+    "hqq": "zeros fitted to the weights alone",
+}
+
+
+@dataclass(slots=True)
+class Made:
+    """What was made of a segment so far: tensors by name, decisions in order."""
+
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+
+
+class SegmentQuantizer:
+    """One method with its options, for all segments of `graph`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        method: str = "gptq",
+        num_sweeps: int = 2,
+        damping: float = 0.01,
+        num_steps: int = 200,
+        seed: int = 0,
+    ) -> None:
+        self._graph, self._method = graph, method
+        self._options = MethodOptions(gptq=GptqOptions(damping, num_sweeps))
+        self._rounding = AutoRoundOptions(num_steps=num_steps, num_checks=min(10, num_steps), seed=seed)
+
+    def round(
+        self, visit: Visit, types: Mapping[str, TensorType], tables: Mapping[str, TensorType] | None = None
+    ) -> SegmentResult:
+        """Round the linears and experts of the segment, and leave what they became in `visit.weights`.
+
+        types   of weights by name; routers of experts stay as they are
+        tables  types of the weights of the head and the embedding, which are rounded to the nearest
+        """
+        made, tables = Made(), tables or {}
+        for name, tensor_type in tables.items():
+            weight = visit.weights[name].numpy()
+            self._keep(visit, made, (name,), quantize(weight, tensor_type, "nearest")[0], "rounded to the nearest")
+        if self._graph.output in visit.segment.outputs:
+            return SegmentResult(made.tensors, tuple(made.decisions))
+        self._round_experts(visit, types, made)
+        groups = {
+            value: tuple(name for name in names if not name.endswith(ROUTER) and name not in tables)
+            for value, names in visit.segment.linears.items()
+        }
+        groups = {value: names for value, names in groups.items() if names}
+        if self._method == "autoround":
+            self._learn(visit, types, groups, made)
+        else:
+            scaled = self._scale_inputs(visit, types, groups, made) if self._method == "awq" else {}
+            for value, names in groups.items():
+                self._round_group(visit, types, value, names, scaled.get(value), made)
+        return SegmentResult(made.tensors, tuple(made.decisions))
+
+    def _round_group(
+        self,
+        visit: Visit,
+        types: Mapping[str, TensorType],
+        value: str,
+        names: tuple[str, ...],
+        statistics: InputStatistics | None,
+        made: Made,
+    ) -> None:
+        """Round the linears that read `value`, whose inputs come from what is rounded of the segment already."""
+        method = "gptq" if self._method == "awq" else self._method
+        is_plain = all(types[name] in _ROUNDED for name in names)
+        if method not in ("nearest", "hqq") and not is_plain and statistics is None:
+            statistics = statistics_of(visit, value, has_gram=method == "gptq")
+        factor: Factor | None = None
+        if method == "gptq" and not is_plain:
+            assert statistics is not None
+            factor = factorize(statistics, self._options.gptq)
+        for tensor_type in dict.fromkeys(types[name] for name in names):
+            alike = tuple(name for name in names if types[name] is tensor_type)
+            weight = np.concatenate([visit.weights[name].numpy() for name in alike])
+            chosen = "nearest" if tensor_type in _ROUNDED else method
+            stored, report = quantize(weight, tensor_type, chosen, statistics, self._options, factor)  # type: ignore[arg-type]
+            why = "; ".join((_WHY[self._method if chosen != "nearest" else "nearest"], *report.notes))
+            self._keep(visit, made, alike, stored, why, report)
+
+    def _learn(
+        self, visit: Visit, types: Mapping[str, TensorType], groups: Mapping[str, tuple[str, ...]], made: Made
+    ) -> None:
+        """Learn the rounding of all linears of the segment together."""
+        statistics = visit.statistics(has_gram=False)
+        inputs = {name: statistics[value] for value, names in groups.items() for name in names}
+        learned = [name for name in inputs if types[name] not in _ROUNDED]
+        for name in inputs:
+            if name not in learned:
+                stored, report = quantize(visit.weights[name].numpy(), types[name], "nearest", inputs[name])
+                self._keep(visit, made, (name,), stored, _WHY["nearest"], report)
+        if not learned:
+            return
+        weights: dict[str, Floats] = {name: visit.weights[name].numpy() for name in learned}
+        grids = {name: make_grid(weights[name], types[name], inputs[name]) for name in learned}
+        chunks = list(visit.chunks())
+        with torch.no_grad():
+            targets = [visit.outputs(rows, step) for rows, step in chunks]
+
+        def loss(tensors: Mapping[str, Tensor], index: int) -> Tensor:
+            rows, step = chunks[index]
+            outputs = visit.outputs(rows, step, {**visit.weights, **tensors})
+            errors = [(outputs[name] - target).square().mean() for name, target in targets[index].items()]
+            return torch.stack(errors).sum()
+
+        found = learn_rounding(weights, grids, loss, len(chunks), self._rounding, inputs)
+        for name, (stored, report) in found.items():
+            self._keep(visit, made, (name,), stored, report.notes[0], report)
+
+    def _scale_inputs(
+        self, visit: Visit, types: Mapping[str, TensorType], groups: Mapping[str, tuple[str, ...]], made: Made
+    ) -> dict[str, InputStatistics]:
+        """Scale inputs whose producer takes the scales up; statistics of the scaled ones."""
+        found = visit.statistics(has_gram=True)
+        scaled: dict[str, InputStatistics] = {}
+        for value, names in groups.items():
+            producer = producer_of(visit, value)
+            if producer is None or any(
+                types[name] not in GRID_FORMATS
+                or GRID_FORMATS[types[name]].has_offsets
+                or BLOCK_LAYOUTS[types[name]].num_elements > 32
+                for name in names
+            ):
+                continue
+            weights = [visit.weights[name].numpy() for name in names]
+            scales = awq_scales(weights, found[value], types[names[0]], AwqOptions())
+            factors = torch.from_numpy(scales)
+            for name in names:
+                visit.weights[name] = visit.weights[name] * factors
+            for name in producer:
+                held = visit.weights[name]
+                visit.weights[name] = held / (factors[:, None] if held.ndim == 2 else factors)
+                if held.ndim == 1:
+                    made.tensors[name] = as_float32(visit.weights[name])
+            scaled[value] = scaled_statistics(found[value], scales)
+        return scaled
+
+    def _round_experts(self, visit: Visit, types: Mapping[str, TensorType], made: Made) -> None:
+        """Experts are rounded without statistics, of which each would need its own."""
+        for op in visit.segment.ops:
+            if isinstance(op, MixtureOfExperts):
+                for name in (op.gate, op.up, op.down):
+                    weight = visit.weights[name].numpy()
+                    flat = np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]))
+                    method = "nearest" if types[name] in _ROUNDED or self._method == "nearest" else "search"
+                    stored, report = quantize(flat, types[name], method)  # type: ignore[arg-type]
+                    whole = StoredTensor(stored.type, weight.shape, stored.raw)
+                    self._keep(visit, made, (name,), whole, "experts are rounded without data", report)
+
+    def _keep(
+        self,
+        visit: Visit,
+        made: Made,
+        names: tuple[str, ...],
+        stored: StoredTensor,
+        why: str,
+        report: QuantizationReport | None = None,
+    ) -> None:
+        """Keep `stored`, the rows of all `names`, under their names."""
+        start, num_rows = 0, stored.raw.size // stored.shape[0]
+        for name in names:
+            shape = tuple(visit.weights[name].shape)
+            end = start + shape[0]
+            part = StoredTensor(stored.type, shape, stored.raw[start * num_rows : end * num_rows])
+            made.tensors[name] = part
+            visit.weights[name] = torch.from_numpy(part.dequantize())
+            start = end
+        method = report.method if report is not None else "nearest"
+        figures = {} if report is None else {"bits_per_weight": report.bits_per_weight}
+        if report is not None and np.isfinite(report.relative_error):
+            figures["relative_error"] = report.relative_error
+        made.decisions.append(Decision(group_name(names), f"{stored.type.name} by {method}", why, figures))
+
+
+def round_table(graph: Graph, visit: Visit, head_bits: int, table_bits: int) -> dict[str, TensorType]:
+    """Types of the embedding table and the head, where the segment has them; a tied one has the more of both bits.
+
+    A table of positions or of token types stays as it is, and so does one whose width has no blocks.
+    """
+    is_head = graph.output in visit.segment.outputs
+    tables = {op.weight for op in graph.ops if isinstance(op, Embed) and op.index == "token"}
+    heads = {
+        name
+        for op in graph.ops
+        if isinstance(op, Linear) and graph.values[op.output].rows == "selected"
+        for name in op.weights
+    }
+    wanted = (heads if is_head else {op.weight for op in visit.segment.ops if isinstance(op, Embed)}) & (tables | heads)
+    if is_head:
+        wanted -= tables  # a tied one is written with the table
+    found = {}
+    for name in sorted(wanted & set(visit.weights)):
+        bits = max(head_bits * (name in heads), table_bits * (name in tables))
+        width = graph.weights[name][-1]
+        blocks = {4: TensorType.Q4_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
+        found[name] = blocks if width % BLOCK_LAYOUTS[blocks].num_elements == 0 else TensorType.F16
+    return found
+
+
+def statistics_of(visit: Visit, value: str, *, has_gram: bool) -> InputStatistics:
+    """Statistics of one value that linears of the segment read, with the weights as they now are."""
+    sums: list[StatisticsSum] = []
+
+    def add(name: str, rows: Tensor) -> None:
+        if name == value:
+            if not sums:
+                sums.append(StatisticsSum(rows.shape[1], has_gram=has_gram))
+            sums[0].add(rows)
+
+    visit.observe(add)
+    return sums[0].statistics()
+
+
+def producer_of(visit: Visit, value: str) -> tuple[str, ...] | None:
+    """Weights that `value` is proportional to, channel by channel, and that make nothing else: a norm's, or the rows
+    of the up projection; None where there are none.
+    """
+    by_output = {op.output: op for op in visit.segment.ops}
+    readers = [op for op in visit.segment.ops if value in inputs_of(op)]
+    op = by_output.get(value)
+    if value in visit.segment.outputs or not all(isinstance(reader, Linear) for reader in readers):
+        return None
+    if isinstance(op, Normalize) and op.group_width is None:
+        return (op.norm.weight, op.norm.bias) if op.norm.bias else (op.norm.weight,)
+    if isinstance(op, GatedActivation):
+        up = by_output.get(op.up)
+        is_only = sum(op.up in inputs_of(other) for other in visit.segment.ops) == 1
+        if isinstance(up, Linear) and len(up.weights) == 1 and is_only:
+            return tuple(name for name in (*up.weights, *up.biases) if name)
+    return None
+
+
+def as_float32(value: Tensor) -> StoredTensor:
+    """A vector as F32."""
+    array = np.ascontiguousarray(value.numpy())
+    return StoredTensor(TensorType.F32, array.shape, array.view(np.uint8).reshape(-1))

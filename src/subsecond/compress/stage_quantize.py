@@ -1,0 +1,99 @@
+"""Rounds all linears of a model to one number of bits, segment by segment, each on inputs from rounded segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from subsecond.compress.methods import choose_type
+from subsecond.compress.segment_quantizer import METHODS, SegmentQuantizer, round_table
+from subsecond.compress.segment_run import SegmentResult, run_segments
+from subsecond.compress.stage import Decision, StageJob, StageResult
+from subsecond.compress.walk import Visit
+from subsecond.core.errors import InputError
+from subsecond.core.settings import setting, validate
+from subsecond.formats.gguf_types import TensorType
+from subsecond.graph.graph import Graph
+
+BITS = ("2", "3", "4", "5", "6", "8", "16")
+_DATA_FREE = ("nearest", "hqq")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How linears are rounded. The head and the embedding table have bits of their own."""
+
+    bits: str = setting("4", "bits of a weight, scales not counted", choices=BITS)
+    method: str = setting("gptq", "how weights are rounded", choices=METHODS)
+    blocks: str = setting(
+        "portable",
+        "portable: what Hugging Face checkpoints can hold; gguf: super-blocks too where widths allow them",
+        choices=("portable", "gguf"),
+    )
+    reading: str = setting("stored", "how linears of layers are executed", choices=("stored", "int8", "int4"))
+    head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
+    table_bits: str = setting(
+        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
+    )
+    forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
+    sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
+    damping: float = setting(0.01, "of the Gram matrix, for gptq", minimum=0, maximum=1, is_minimum_excluded=True)
+    steps: int = setting(200, "steps of learned rounding (autoround) of each segment", minimum=10, maximum=10_000)
+    seed: int = setting(0, "of learned rounding", minimum=0, maximum=2**32)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.method == "hqq" and self.bits != "4":
+            raise InputError(f"method hqq has 4 bits only, not {self.bits}")
+        if int(self.bits) in (2, 3):
+            if not self.forced:
+                choose_type(int(self.bits), 256)  # says why not
+            if self.blocks != "gguf":
+                raise InputError(
+                    f"{self.bits} bits are stored in super-blocks, which Hugging Face checkpoints cannot hold; set "
+                    "blocks to gguf and export the result to GGUF"
+                )
+
+
+def needs_calibration(settings: Settings) -> bool:
+    """Whether the method learns from text."""
+    return settings.method not in _DATA_FREE and settings.bits not in ("8", "16")
+
+
+def run(job: StageJob, settings: Settings) -> StageResult:
+    """Round every linear of the layers, the head and the table; everything else is taken as it is stored."""
+    graph = job.checkpoint.graph()
+    quantizer = SegmentQuantizer(
+        graph,
+        method=settings.method,
+        num_sweeps=settings.sweeps,
+        damping=settings.damping,
+        num_steps=settings.steps,
+        seed=settings.seed,
+    )
+
+    def work(visit: Visit) -> SegmentResult:
+        types = {
+            name: _type_of(graph, name, settings) for names in visit.segment.linears.values() for name in names
+        } | {name: _type_of(graph, name, settings) for name in visit.segment.matrices}
+        return quantizer.round(
+            visit, types, round_table(graph, visit, int(settings.head_bits), int(settings.table_bits))
+        )
+
+    decisions = run_segments(job, work, graph)
+    if settings.reading != "stored":
+        job.sink.readings["default"] = settings.reading
+        why = "activations of eight bits are faster; the weights are rotated and rounded to channels when loaded"
+        decisions.append(Decision("model", f"linears of layers are executed as {settings.reading}", why))
+    return StageResult(tuple(decisions))
+
+
+def _type_of(graph: Graph, name: str, settings: Settings) -> TensorType:
+    if settings.method == "hqq":
+        return TensorType.Q4_1 if graph.weights[name][-1] % 32 == 0 else TensorType.F16
+    has_super_blocks = settings.blocks == "gguf"
+    chosen = choose_type(
+        int(settings.bits), graph.weights[name][-1], is_forced=settings.forced, has_super_blocks=has_super_blocks
+    )
+    if not has_super_blocks and chosen is TensorType.Q5_0:
+        return TensorType.Q8_0
+    return chosen
