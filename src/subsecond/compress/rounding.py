@@ -55,6 +55,9 @@ GRID_FORMATS: Mapping[TensorType, GridFormat] = MappingProxyType(
     }
 )
 
+PLAIN_TYPES = (TensorType.Q4_0, TensorType.Q5_0, TensorType.Q8_0)
+"""Types whose groups have a scale as float16 each, and nothing else."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:

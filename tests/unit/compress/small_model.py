@@ -80,8 +80,9 @@ def logits_of(graph: Graph, weights: HeldWeights, windows: np.ndarray) -> np.nda
 
     found = []
     for window in windows:
-        backend = TorchBackend(graph, weights, num_blocks=4, max_rows=len(window))
-        found.append(backend.forward(window_batch(window, backend.block_tokens)))
+        size = len(window)
+        backend = TorchBackend(graph, weights, num_blocks=1, block_tokens=size, max_rows=size)
+        found.append(backend.forward(window_batch(window, 0, size, 1)).copy())
     return np.concatenate(found)
 
 

@@ -105,9 +105,7 @@ def test_factors_come_from_the_group_then_its_kind_then_all() -> None:
         {(name, kind): error for name in (first, second, third) for kind, error in (("a", 2.0), ("b", 1.0))}
     )
     losses = predicted_losses(groups, table, {(first, "a"): 6.0})
-    assert losses == {
-        (first, "a"): 6.0, (first, "b"): 3.0, (second, "a"): 6.0, (second, "b"): 3.0, (third, "a"): 6.0, (third, "b"): 3.0,
-    }  # fmt: skip
+    assert losses == {(name, kind): loss for name in (first, second, third) for kind, loss in (("a", 6.0), ("b", 3.0))}
     losses = predicted_losses(groups, table, {(first, "a"): 6.0, (third, "a"): 2.0, (second, "b"): 5.0})
     assert losses[second, "a"] == 10
     assert losses[third, "b"] == 1
