@@ -67,7 +67,7 @@ class LayerRemoval:
             layer = layer_of(self._walk.segments[index].name)
             if layer in removed:
                 continue
-            if layer in candidates and self._begins(index):
+            if layer is not None and layer in candidates and self._begins(index):
                 states[layer] = base
             running = [each for each in states if each != layer]
             visit = Visit(self._walk, index)
