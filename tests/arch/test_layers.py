@@ -40,6 +40,7 @@ LAYER_RULE = "Imports point downwards: " + " > ".join(", ".join(row) for row in 
 DOORS = {
     "numpy": ("subsecond",),
     "torch": ("subsecond.backends.torch", "subsecond.compress"),
+    "onnx": ("subsecond.compress",),
     "tokenizers": ("subsecond.models",),
     "jinja2": ("subsecond.models",),
     "huggingface_hub": ("subsecond.models",),

@@ -73,7 +73,7 @@ def write_gguf(
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     for key, value in tokenizer.items():
-        kind = gguf.GGUFValueType.get_type(value)
+        kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
         writer.add_key_value(key, value, kind)
     writer.add_chat_template(CHAT_TEMPLATE)
     for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from subsecond.cli import bench, chat, compress, doctor, explain, list_models, pull, rm, run, serve, show
+from subsecond.cli import bench, chat, compress, doctor, explain, export, list_models, pull, rm, run, serve, show
 from subsecond.cli import eval as evaluate
 from subsecond.cli.output import MODEL_HELP, error_json, print_json
 from subsecond.core.errors import SubsecondError
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (run, chat, serve, pull, list_models, show, rm, bench, evaluate, explain, compress, doctor):
+    for command in (run, chat, serve, pull, list_models, show, rm, bench, evaluate, explain, compress, export, doctor):
         command.add_parser(subparsers)
     return parser
 

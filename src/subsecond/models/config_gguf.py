@@ -14,7 +14,7 @@ from subsecond.models.families.registry import find_family
 from subsecond.models.rope import magnitude_of
 
 _WHERE = "GGUF metadata"
-_POOLING: Mapping[int, Pooling | None] = {0: None, 1: "mean", 2: "first", 3: "last"}
+POOLING: Mapping[int, Pooling | None] = {0: None, 1: "mean", 2: "first", 3: "last"}
 
 
 def config_from_gguf(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
@@ -80,7 +80,7 @@ class _Reader:
             num_experts=num_experts,
             num_chosen_experts=self.integer("expert_used_count", "num_chosen_experts", 0) if num_experts else 0,
             has_normalized_experts=self.flag("expert_weights_norm", True),
-            pooling=_POOLING[self.choice("pooling_type", _POOLING)],
+            pooling=POOLING[self.choice("pooling_type", POOLING)],
             num_token_types=self.num_token_types(shapes),
         )
 

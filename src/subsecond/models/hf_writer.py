@@ -102,6 +102,15 @@ class CheckpointWriter:
         """Shapes of the weights so far."""
         return dict(self._shapes)
 
+    @property
+    def notes(self) -> list[str]:
+        """What is not stored as it was put, as sentences."""
+        return [
+            f"{count} weights of type {type_name} are decoded to half precision, as compressed-tensors or its readers "
+            "have no form for them"
+            for type_name, count in sorted(self._decoded.items())
+        ]
+
     def put(self, name: str, tensor: StoredTensor) -> None:
         """Add a weight under the name that graphs use, in its place in a graph of `config.rope_pairing`.
 
@@ -186,8 +195,8 @@ class CheckpointWriter:
             place = self._partial / name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(side if isinstance(side, bytes) else side.read_bytes())
-        for type_name, count in sorted(self._decoded.items()):
-            _log.warning("compressed-tensors has no form for %d weights of type %s; they are decoded", count, type_name)
+        for note in self.notes:
+            _log.info("%s", note)
         self._file.finish()
         found = HfFolder(self._partial)
         assert dict(found.shapes) == self._shapes, "the folder reads back with other weights"

@@ -107,6 +107,33 @@ def find_word_rule(name: str) -> WordRule:
     return rule
 
 
+def find_rule_name(rule: WordRule) -> str:
+    """The inverse of `find_word_rule`, by what the steps of a rule do; UnsupportedError where none has a name."""
+    wanted = _essence(rule)
+    for name, known in _RULES.items():
+        if name != "default" and _essence(known) == wanted:
+            return name
+    raise UnsupportedError(
+        f"the vocabulary cuts words by a rule that GGUF files have no name for; known are {', '.join(sorted(_RULES))}"
+    )
+
+
+def _essence(rule: WordRule) -> tuple[object, object, bool]:
+    """What makes a difference to words, as values that can be compared."""
+    return _plain(rule.normalizer), _plain(rule.pre_tokenizer), rule.ignore_merges
+
+
+def _plain(step: object) -> object:
+    if isinstance(step, Mapping):
+        nested = step.get("normalizers", step.get("pretokenizers"))
+        if isinstance(nested, list):
+            flat = [_plain(each) for each in nested]
+            return flat[0] if len(flat) == 1 else flat
+        defaults = {"use_regex": True, "invert": False, "add_prefix_space": False, "individual_digits": False}
+        return {**defaults, **{name: _plain(value) for name, value in step.items() if name != "trim_offsets"}}
+    return step
+
+
 def adds_bos_by_default(name: str) -> bool:
     """Whether models with this rule expect their begin token where the file does not say so."""
     return name in _BEGIN_WITH_BOS
