@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -20,7 +23,7 @@ class NodeList:
         self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output and return its name."""
         self._count += 1
         output = output or f"{kind.lower()}_{self._count}"
@@ -28,7 +31,7 @@ class NodeList:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
         return output
 
-    def constant(self, values: NDArray[object]) -> str:
+    def constant(self, values: NDArray[np.generic]) -> str:
         """A small constant, shared by all who ask for the same."""
         key = (str(values.dtype), values.shape, values.tobytes())
         if key not in self._constants:

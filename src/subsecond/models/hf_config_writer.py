@@ -47,6 +47,7 @@ def make_config(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], toke
             **_renamed(_fields(config, family, hf_type, shapes), hf_type),
             "bos_token_id": tokens.bos,
             "eos_token_id": _one_or_all(tokens.ends),
+            "pad_token_id": None,  # classes have ids of their own models here
         }
         if config.rope_dims != config.head_dim and family.form.positions == "rotary":
             content["partial_rotary_factor"] = config.rope_dims / config.head_dim
@@ -78,6 +79,9 @@ def change_config(
         content["layer_types"] = _layer_list("layer_types", config)
     if hf_type.model_class is not None:
         content["architectures"] = [hf_type.model_class] if "text_config" in source else content.get("architectures")
+    padding = content.get("pad_token_id")
+    if isinstance(padding, int) and padding >= config.vocab_size:
+        content["pad_token_id"] = None
     differing = differing_fields(content, family, config, shapes)
     if differing:
         raise _inexpressible(config, differing)

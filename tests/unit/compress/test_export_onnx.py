@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from subsecond.compress.export_onnx import DATA_NAME, MODEL_NAME, export_onnx
+from subsecond.compress.export_onnx import MODEL_NAME, export_onnx
+from subsecond.compress.onnx_weights import DATA_NAME
 from subsecond.core.errors import InputError
 from subsecond.models.checkpoint import open_checkpoint
 from tests.unit.compress.test_export_gguf import ignore
