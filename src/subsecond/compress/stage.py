@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from subsecond.backends.batch import Int32
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.config import ModelConfig
+from subsecond.models.tokenizer import Tokenizer
 from subsecond.models.weights import StoredTensor
 
 Progress = Callable[[str, int, int], None]
@@ -28,6 +29,9 @@ class Sink(Protocol):
 
     def put(self, name: str, tensor: StoredTensor) -> None:
         """Write one weight."""
+
+    def put_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Write another tokenizer in place of the old model's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -88,6 +88,12 @@ def change_config(
     return content
 
 
+def change_tokens(content: Json, tokens: Tokens) -> None:
+    """Name the tokens of another vocabulary in a config.json; one for padding, whose id is not known, is left out."""
+    content["bos_token_id"], content["eos_token_id"] = tokens.bos, _one_or_all(tokens.ends)
+    content.pop("pad_token_id", None)
+
+
 def differing_fields(
     content: Json, family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[str]:

@@ -16,7 +16,7 @@ from subsecond.models.hf_folder import is_hf_folder
 from subsecond.models.tokenizer_writer import tokenizer_files
 
 SideFile = bytes | Path
-_COPIED = (
+VOCABULARY_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,6 +26,10 @@ _COPIED = (
     "vocab.txt",
     "merges.txt",
     "tokenizer.model",
+)
+"""Files that hold tokens or their ids."""
+_COPIED = (
+    *VOCABULARY_FILES,
     "chat_template.jinja",
     "chat_template.json",
     "modules.json",

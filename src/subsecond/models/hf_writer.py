@@ -28,11 +28,14 @@ from subsecond.models.compressed_parts import PLAIN_TYPES, PackScheme, Parts, pa
 from subsecond.models.config import ModelConfig
 from subsecond.models.config_hf import CONFIG_NAME
 from subsecond.models.families.registry import build_graph, find_family
+from subsecond.models.hf_config_writer import Tokens, change_tokens
 from subsecond.models.hf_folder import HfFolder
 from subsecond.models.hf_names import NameTable
-from subsecond.models.hf_source import SideFile, find_template
+from subsecond.models.hf_source import VOCABULARY_FILES, SideFile, find_template
 from subsecond.models.readings import SECTION
 from subsecond.models.row_order import has_rotated_rows, reorder_rows
+from subsecond.models.tokenizer import Tokenizer
+from subsecond.models.tokenizer_writer import tokenizer_files
 from subsecond.models.weights import StoredTensor
 
 _TABLES = frozenset({"token_embd", "position_embd", "token_types"})
@@ -69,6 +72,8 @@ class CheckpointWriter:
         self.config: ModelConfig = source.config
         self.readings: dict[str, str] = dict(source.readings)
         self._template = find_template(source)
+        self._chat_template = source.chat_template_source
+        self._tokens: Tokens | None = None  # of a tokenizer that is not the source's
         self.side_files: dict[str, SideFile] = dict(self._template.side_files)
         self._folder, self._can_replace, self._max_file_bytes = folder, can_replace, max_file_bytes
         self._has_plain_tables, self._has_int8_linears = has_plain_tables, has_int8_linears
@@ -140,6 +145,13 @@ class CheckpointWriter:
                 f"weight {name!r} has no name in Hugging Face checkpoints of family {self._family.names[0]!r}"
             )
 
+    def put_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Write another tokenizer in place of the source's, with the ids that engines look for in config.json."""
+        for name in VOCABULARY_FILES:
+            self.side_files.pop(name, None)
+        self.side_files |= tokenizer_files(tokenizer, self._chat_template, self.config.context_length)
+        self._tokens = Tokens(tokenizer.bos_id, tokenizer.eos_ids)
+
     def _put(self, name: str, module: str, tensor: StoredTensor) -> None:
         ours, _, part = name.rpartition(".")
         is_matrix = part == "weight" and len(tensor.shape) == 2
@@ -182,6 +194,8 @@ class CheckpointWriter:
         build_graph(config, self._shapes)  # all weights of the model are there, in the shapes that it says
         is_tied = config.pooling is None and "output.weight" not in self._shapes
         content = self._template.make_config(config, self._shapes)
+        if self._tokens is not None:
+            change_tokens(content, self._tokens)
         content["torch_dtype"] = self._dtype(content)
         content.pop("dtype", None)
         if not self._compressed.is_empty:

@@ -29,6 +29,9 @@ class Sink:
         assert name not in self.tensors
         self.tensors[name] = StoredTensor(tensor.type, tensor.shape, np.array(tensor.raw))
 
+    def put_tokenizer(self, tokenizer: object) -> None:
+        raise AssertionError(f"{tokenizer} is put, where no tokenizer was changed")
+
 
 def job_in(folder: Path) -> StageJob:
     walk = tiny_walk()

@@ -15,6 +15,7 @@ from subsecond.compress.stage import Calibration, StageJob
 from subsecond.measure.evaluation import window_batch
 from subsecond.models.config import ModelConfig
 from subsecond.models.families.registry import build_graph
+from subsecond.models.tokenizer import Tokenizer
 from subsecond.models.weights import HeldWeights, StoredTensor, WeightSource
 from tests.unit.compress.test_walk import tiny_weights
 
@@ -26,10 +27,14 @@ class KeepingSink:
         self.config = config
         self.readings: dict[str, str] = {"default": "int8"}
         self.tensors: dict[str, StoredTensor] = {}
+        self.tokenizer: Tokenizer | None = None
 
     def put(self, name: str, tensor: StoredTensor) -> None:
         assert name not in self.tensors, f"{name} was put twice"
         self.tensors[name] = StoredTensor(tensor.type, tensor.shape, np.array(tensor.raw))
+
+    def put_tokenizer(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
 
 
 def job_of(
