@@ -145,9 +145,10 @@ class LocalEngine:
         with self._changed:
             while not (self._loop.has_work or self._is_closing or self._submitted or self._cancelled):
                 self._changed.wait()
+            # with what was cancelled before, so that a request never has a step beside one that was given up for it
+            self._accept_submitted()
             # one by one, because a stream that the garbage collector finds may be cancelled at any moment
             cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
-        self._accept_submitted()
         for stream in cancelled:
             self._loop.cancel(stream)
         return not self._is_closing

@@ -171,6 +171,29 @@ def test_cancelling_the_unknown_or_finished_does_nothing(engine: LocalEngine) ->
     assert len(list(engine.submit(request(max_tokens=3)))) == 3
 
 
+def test_who_cancels_before_asking_has_no_step_beside_the_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the engine's thread stands when both orders come: here it is about to take up what was submitted."""
+    gate = Gate()
+    backend = FakeBackend(before_forward=gate)
+    engine = LocalEngine(backend, context_length=200)
+    engine.submit(request())
+    assert gate.started.acquire(timeout=30)
+    accept, later = engine._accept_submitted, list[TokenStream]()
+
+    def accept_after_orders() -> None:
+        if not later:
+            engine.cancel("a")
+            later.append(engine.submit(request("b", max_tokens=1)))
+        accept()
+
+    monkeypatch.setattr(engine, "_accept_submitted", accept_after_orders)
+    gate.open()
+    assert gate.started.acquire(timeout=30)
+    assert len(list(later[0])) == 1
+    assert backend.num_rows == [3, 3]
+    engine.close()
+
+
 def test_one_id_is_live_once() -> None:
     gate = Gate()
     engine = LocalEngine(FakeBackend(before_forward=gate), context_length=200)
