@@ -13,7 +13,10 @@ from tests.unit.engine.fake_backend import FakeBackend
 
 
 class Letters:
+    """Takes longer for a token than the engine, beside whose steps it could be."""
+
     def token_bytes(self, token_id: int) -> bytes:
+        time.sleep(0.01)
         return bytes([65 + token_id % 26])
 
     def is_special(self, _: int) -> bool:
