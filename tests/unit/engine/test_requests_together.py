@@ -254,8 +254,8 @@ def test_prompts_are_paced_beside_answers() -> None:
 
 
 def test_the_pacer_learns_from_steps() -> None:
-    bench = Bench()
+    bench, pacer = Bench(), StepPacer()
+    bench.scheduler.pacer = pacer
     bench.answer(request("a", 12, max_tokens=6))
-    pacer: StepPacer = bench.scheduler.pacer
     assert pacer.prompt_row_ms is not None
     assert pacer.answer_step_ms(1) is not None
