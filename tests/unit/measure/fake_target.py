@@ -13,7 +13,9 @@ from subsecond.measure.target import Reading, Trace
 class FakeTarget:
     """Implements `Target`.
 
-    failures     requests, counted from 0 over all, that raise; slow those that take `slow_s`
+    failures     requests, counted from 0 over all, that raise
+    slow         those whose tokens come `slow_s` later; nobody waits for that, the stamps only say so
+    late         those that are answered once `release` is set
     leak_blocks  blocks that each request keeps
     """
 
@@ -27,6 +29,7 @@ class FakeTarget:
         failures: Mapping[int, Exception] | None = None,
         slow: frozenset[int] = frozenset(),
         slow_s: float = 0.0,
+        late: frozenset[int] = frozenset(),
         leak_blocks: int = 0,
         log: list[str] | None = None,
     ) -> None:
@@ -36,9 +39,11 @@ class FakeTarget:
         self.num_open = 0
         self.num_prepared = 0
         self.is_paused = False
+        self.release = asyncio.Event()
         self._failures = dict(failures or {})
         self._slow = slow
         self._slow_s = slow_s
+        self._late = late
         self._leak_blocks = leak_blocks
         self._num_free = 100
         self._log = [] if log is None else log
@@ -60,12 +65,15 @@ class FakeTarget:
         self.most_open = max(self.most_open, self.num_open)
         self._num_free -= self._leak_blocks
         try:
-            await asyncio.sleep(self._slow_s if index in self._slow else 0.001)
+            await asyncio.sleep(0.001)
+            if index in self._late:
+                await self.release.wait()
         finally:
             self.num_open -= 1
         if index in self._failures:
             raise self._failures[index]
-        trace.stamps_s = [time.perf_counter() + step * 1e-3 for step in range(num_new_tokens)]
+        first_s = time.perf_counter() + (self._slow_s if index in self._slow else 0.0)
+        trace.stamps_s = [first_s + step * 1e-3 for step in range(num_new_tokens)]
         trace.num_new_tokens = num_new_tokens
         trace.num_cached_tokens = 0
         return trace
