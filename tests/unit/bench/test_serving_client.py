@@ -156,17 +156,21 @@ def test_streams_run_at_once_and_each_waits_for_its_own_answers() -> None:
 
 
 def test_one_failure_ends_all_streams() -> None:
+    all_ended = asyncio.Event()
+
     async def refuse_one(request: bytes, writer: asyncio.StreamWriter) -> None:
         if json.loads(request.partition(b"\r\n\r\n")[2])["prompt"] == [7]:
             writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops")
         else:
             writer.write(UNTIL_CLOSED + token("a"))
-            await writer.drain()
-            await asyncio.sleep(0.2)
+            await all_ended.wait()
 
     async def ask() -> None:
         async with serving(refuse_one) as address:
-            await run_streams(address, [[completion_body("m", (i,), 1)] for i in (6, 7)])
+            try:
+                await run_streams(address, [[completion_body("m", (i,), 1)] for i in (6, 7)])
+            finally:
+                all_ended.set()
 
     with pytest.raises(PeerError, match="oops"):
         asyncio.run(ask())
@@ -242,7 +246,7 @@ def test_streams_beside_a_long_prompt_are_watched_and_then_left(monkeypatch: pyt
     server.address = Address(front.port)
     thread = Thread(target=serve, args=(pipeline, front, 3 + 2 + 2))
     thread.start()
-    found = asyncio.run(long_prompt.LongPrompts(server, 2, 4000, quiet_s=0.02).measure(3))
+    found = asyncio.run(long_prompt.LongPrompts(server, 2, 4000, quiet_s=0.2).measure(3))
     thread.join(60)
     assert not thread.is_alive(), "three streams were left, two long prompts came alone and two beside them"
     assert [handle.size for handle in pipeline.handles] == [(4000, 1)] * 2 + [(64, 10**9)] * 3 + [(4000, 1)] * 2

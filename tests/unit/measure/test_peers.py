@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import urllib.request
 from pathlib import Path
@@ -34,7 +33,7 @@ ENTRY: dict[str, Any] = {
     "build": "as published",
     "weights": ["int4", "int8"],
 }
-LIMITS: dict[str, Any] = {"num_threads": 2, "num_streams": 3, "context_tokens": 64, "timeout_s": 20.0}
+LIMITS: dict[str, Any] = {"num_threads": 2, "num_streams": 3, "context_tokens": 64, "timeout_s": 120.0}
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +92,7 @@ def test_a_server_is_told_its_model_and_ended_with_the_block(tmp_path: Path) -> 
             "--context-tokens": "64",
         }
         assert Path(f"/proc/{pid}").exists()
-    assert not Path(f"/proc/{pid}").exists() or os.waitpid(pid, os.WNOHANG)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_a_server_that_ends_is_told_with_its_reason() -> None:
