@@ -32,7 +32,7 @@ def small() -> Iterator[LiveServer]:
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[LiveServer]:
     """A server that waits for no client; what is sent to it whole comes in time."""
-    with LiveServer(body_timeout_s=0.3, write_timeout_s=0.3, keep_alive_s=1) as live:
+    with LiveServer(body_timeout_s=0.3, write_timeout_s=0.3, keep_alive_s=10) as live:
         yield live
 
 
@@ -209,7 +209,7 @@ def test_a_body_at_the_bound_is_read(small: LiveServer) -> None:
 
 
 def test_a_body_that_does_not_come_is_given_up(impatient: LiveServer) -> None:
-    answer = impatient.exchange(head_of(PATH, "content-length: 100"), b'{"model":')
+    answer = impatient.exchange(head_of(PATH, "content-length: 100") + b'{"model":')
     assert answer.startswith(b"HTTP/1.1 408 ") and b"did not arrive within 0.3 s" in answer
 
 
