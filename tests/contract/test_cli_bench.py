@@ -176,6 +176,7 @@ def test_a_leaking_server_is_a_finding(bench: Bench, monkeypatch: pytest.MonkeyP
 
 def test_a_server_that_fails_costs_the_other_targets_nothing(bench: Bench) -> None:
     with LiveServer(["first"], max_requests=1) as server:
+        server.model.backend.step_s = 0.05  # so that the four are there at once
         report = bench("--workload", "short-chat", "--concurrency", "4", "--against", server.url, *SMALL, code=1)
     engine, over_http = report["rows"]
     assert engine["num_failed"] == 0 and over_http["num_failed"] > 0

@@ -11,9 +11,11 @@ import httpx
 import pytest
 
 from subsecond.core.errors import OverloadedError
+from subsecond.engine.pacing import StepPacer
 from subsecond.serve.sse import COMMENT
 from tests.contract.serve.live_server import LiveServer
 from tests.contract.serve.scripted_model import ScriptedModel
+from tests.contract.serve.wire_cases import until
 
 PATH = "/v1/chat/completions"
 THINKING = "<think>Two and two.</think>\n\nFour"
@@ -321,7 +323,11 @@ def test_what_cannot_be_in_time_is_refused_with_a_time(
     assert response.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_a_passed_deadline_is_length_and_told(client: httpx.Client, scripted: ScriptedModel) -> None:
+def test_a_passed_deadline_is_length_and_told(
+    client: httpx.Client, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # by what steps before this test took, it could be refused again and again
+    monkeypatch.setattr(scripted.engine._scheduler, "pacer", StepPacer())
     scripted.backend.step_s = 0.02
     fields = body("say " + "a b c d e f g h i j " * 20, deadline_ms=1000)
     while (response := client.post(PATH, json=fields)).status_code == 429:
@@ -349,13 +355,15 @@ def test_a_failed_step_is_told_and_the_next_answer_is_right(
 
 
 def test_an_error_in_the_middle_ends_the_stream(client: httpx.Client, scripted: ScriptedModel) -> None:
-    scripted.backend.step_s = 0.01
+    scripted.backend.hold_after = 5
     events: list[str] = []
     with client.stream("POST", PATH, json=body("say " + "a b c d e f g h " * 10, stream=True)) as response:
-        for line in response.iter_lines():
-            events += [line] if line else []
+        for line in filter(None, response.iter_lines()):
+            events.append(line)
             if len(events) == 3:
+                until(lambda: not scripted.backend.hold.is_set())
                 scripted.backend.failure = RuntimeError("broken")
+                scripted.backend.hold.set()
     assert "error" in json.loads(events[-1].removeprefix("data: "))
     assert len(events) > 3
     assert "data: [DONE]" not in events
@@ -377,30 +385,37 @@ def lines_after(client: httpx.Client, num_lines: int, **fields: Any) -> Iterator
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_leaving_a_stream_frees_everything(client: httpx.Client, scripted: ScriptedModel, num_samples: int) -> None:
-    scripted.backend.step_s = 0.005
-    free = scripted.engine.stats().num_free_blocks
+    scripted.backend.step_s = 0.02
     assert list(lines_after(client, 4, n=num_samples, max_tokens=1000))
     wait_until_idle(scripted)
-    assert scripted.engine.stats().num_free_blocks == free
+    stats = scripted.engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
 
 
 def test_leaving_before_the_answer_frees_everything(server: LiveServer, scripted: ScriptedModel) -> None:
     scripted.backend.step_s = 0.02
-    free = scripted.engine.stats().num_free_blocks
+    content = json.dumps(body("random", max_tokens=2000)).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     before = len(scripted.engine.requests)
-    with server.client(timeout=0.3) as impatient, pytest.raises(httpx.ReadTimeout):
-        impatient.post(PATH, json=body("random", max_tokens=2000))
+    with server.connect() as impatient:
+        impatient.sendall(head.encode() + content)
+        until(lambda: scripted.engine.stats().num_running == 1)
     assert len(scripted.engine.requests) == before + 1
     wait_until_idle(scripted)
-    assert scripted.engine.stats().num_free_blocks == free
+    stats = scripted.engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
 
 
 def test_comments_keep_a_slow_stream_alive(
     client: httpx.Client, scripted: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subsecond.serve.openai_chat.EventStream.__init__.__kwdefaults__", {"keep_alive_s": 0.02})
-    scripted.backend.step_s = 0.3
+    scripted.backend.hold.clear()
+    lines: list[str] = []
     with client.stream("POST", PATH, json=body(stream=True, max_tokens=1)) as response:
-        text = response.read().decode()
-    assert COMMENT.decode() in text
-    assert text.rstrip().endswith("data: [DONE]")
+        for line in response.iter_lines():
+            lines += [line] if line else []
+            if line == COMMENT.decode().rstrip():
+                scripted.backend.hold.set()
+    assert COMMENT.decode().rstrip() in lines
+    assert lines[-1] == "data: [DONE]"

@@ -28,7 +28,12 @@ import sys
 sys.path.insert(0, {root!r})
 from subsecond.cli import main, serve
 from tests.contract.serve.live_server import ScriptedLoader
-loader = ScriptedLoader()
+class Loader(ScriptedLoader):
+    def load(self, spec):
+        loaded = super().load(spec)
+        loaded.model.backend.step_s = {step_s}
+        return loaded
+loader = Loader()
 serve._Loader = lambda *_: loader
 sys.exit(main.main(sys.argv[1:]))
 """
@@ -36,10 +41,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager
-def serving(*flags: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server and its address."""
+def serving(*flags: str, step_s: float = 0.0, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server, whose steps take so long at least, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(root=str(ROOT)), "serve", *flags, "--json"],
+        [sys.executable, "-c", PROGRAM.format(root=str(ROOT), step_s=step_s), "serve", *flags, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,8 +69,8 @@ def test_the_command_serves_those_with_a_key_and_a_signal_ends_it() -> None:
         body = {"model": "two", "messages": [{"role": "user", "content": "say hi"}]}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60).json()
         assert answer["choices"][0]["message"]["content"] == "hi"
-        assert httpx.get(f"{url}/v1/models").status_code == 401
-        models = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
+        assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
+        models = httpx.get(f"{url}/v1/models", headers=headers, timeout=60).json()["data"]
         assert [item["id"] for item in models] == ["one", "two"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -78,7 +83,8 @@ def test_keys_are_given_by_no_flag() -> None:
 
 
 def test_an_interrupt_drains_and_a_second_one_ends_at_once() -> None:
-    with serving("one", "--port", "0", "--drain-timeout-s", "1000") as (process, address):
+    # steps so long that the answer outlasts the test on any machine
+    with serving("one", "--port", "0", "--drain-timeout-s", "1000", step_s=0.05) as (process, address):
         body = {"model": "one", "messages": [{"role": "user", "content": "random"}], "max_tokens": 4000, "stream": True}
         with (
             pytest.raises(httpx.HTTPError),
@@ -87,7 +93,7 @@ def test_an_interrupt_drains_and_a_second_one_ends_at_once() -> None:
             lines = stream.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
-            while httpx.get(f"{address}/health/ready").status_code == 200:
+            while httpx.get(f"{address}/health/ready", timeout=60).status_code == 200:
                 pass
             assert process.poll() is None
             process.send_signal(signal.SIGINT)

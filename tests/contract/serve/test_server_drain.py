@@ -13,6 +13,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.contract.serve.live_server import LiveServer, ScriptedLoader
+from tests.contract.serve.wire_cases import until
 
 CHAT: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "say a long text"}]}
 
@@ -20,17 +21,19 @@ CHAT: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "cont
 @contextmanager
 def held_stream(live: LiveServer) -> Iterator[tuple[httpx.Client, Iterator[str]]]:
     """A streamed answer of which the first event has come, with the engine held before its next step."""
+    backend = live.model.backend
+    backend.hold_after = 3
     with (
         live.client() as client,
         client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as stream,
     ):
         lines = (line for line in stream.iter_lines() if line.startswith("data: "))
         next(lines)
-        live.model.backend.hold.clear()
+        until(lambda: not backend.hold.is_set())
         try:
             yield client, lines
         finally:
-            live.model.backend.hold.set()
+            backend.hold.set()
 
 
 def text_of(lines: Iterator[str]) -> str:

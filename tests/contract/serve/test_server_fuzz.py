@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.contract.serve.live_server import LiveServer
+from tests.contract.serve.wire_cases import until
 
 SAY_HI = {"role": "user", "content": "say hi"}
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}, SAY_HI]
@@ -143,8 +144,11 @@ def run(live: LiveServer, num_requests: int) -> None:
                 answer = client.post("/v1/chat/completions", json={"model": "scripted", "messages": CHAT[2:]})
                 assert answer.json()["choices"][0]["message"]["content"] == "hi"
     assert all(200 in found and 400 in found for found in statuses.values() if len(found) > 100)
-    stats = live.model.engine.stats()
-    assert (stats.num_running, stats.num_waiting, stats.num_failed_steps) == (0, 0, 0)
+    engine = live.model.engine
+    # an answer that a stop string ended is told before the engine has heard of it
+    until(lambda: engine.stats().num_running + engine.stats().num_waiting == 0)
+    stats = engine.stats()
+    assert stats.num_failed_steps == 0
     assert stats.num_free_blocks == stats.num_blocks
 
 

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import subsecond
 from subsecond.serve.metrics import Histogram, ModelMetrics
 from tests.contract.serve.live_server import LiveServer
+from tests.contract.serve.wire_cases import until
 
 CHAT: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "say a long text"}]}
 
@@ -73,9 +74,10 @@ def counted() -> Iterator[LiveServer]:
         with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}):
             while live.model.backend.hold.is_set():
                 pass
-        while not live.app.context.metrics.of("scripted").num_ends["cancelled"]:
-            pass
+        until(lambda: live.app.context.metrics.of("scripted").num_ends["cancelled"] > 0)
         live.model.backend.hold.set()
+        # the end of an answer is counted before the engine and the server have let go of it
+        until(lambda: live.model.engine.stats().num_running == live.app.context.lifecycle.num_running == 0)
         yield live
 
 

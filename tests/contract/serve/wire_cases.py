@@ -140,8 +140,7 @@ def own_fields(module: ModuleType) -> set[str]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread brings about."""
-    for _ in range(2000):
-        if condition():
-            return
+    give_up_s = time.monotonic() + 120  # far more than it takes on a busy machine
+    while not condition():
+        assert time.monotonic() < give_up_s, "it did not come about"
         time.sleep(0.005)
-    raise AssertionError("it did not come about")
