@@ -86,6 +86,7 @@ def test_a_plan_says_what_it_takes_and_does_nothing(capsys: pytest.CaptureFixtur
     assert plan["seconds"] == pytest.approx(sum(plan["phases"].values()))
     assert {"1. prune-heads", "quality", "packing"} <= set(plan["phases"])
     assert plan["peak_bytes"] > 0 < plan["disk_bytes"]
+    assert plan["result_bytes"] > 0 < plan["model_bytes"]
     assert not list(Path.cwd().glob("*made*")) + list(Path.cwd().glob(".made*"))
     text = compress("--recipe", "prune.toml", "--out", "made", "--plan"), capsys.readouterr().out
     assert "memory" in text[1]

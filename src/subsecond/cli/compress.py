@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         print_json(plan.to_json()) if args.json else print(table(_plan_rows(plan)))
         return 0
-    print("\n".join(f"{name}: {value}" for name, value in _plan_rows(plan)[:4]), file=sys.stderr)
+    print("\n".join(f"{name}: {value}" for name, value in _plan_rows(plan)[:5]), file=sys.stderr)
     if work.is_resumed:
         print("going on with what an interrupted run has done (--fresh forgets it)", file=sys.stderr)
     report = _work(work, plan)
@@ -101,6 +101,7 @@ def _plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("time", f"about {minutes} min {seconds:02} s"),
         ("memory", size_text(plan.peak_bytes)),
         ("disk while it runs", size_text(plan.disk_bytes)),
-        ("weights as they are", size_text(plan.model_bytes)),
+        ("weights", f"{size_text(plan.model_bytes)}, about {size_text(plan.result_bytes)} afterwards"),
+        ("decoding, by bytes read", f"about {plan.model_bytes / plan.result_bytes:.2f} times as fast"),
         *((f"  {name}", f"{seconds:.0f} s") for name, seconds in plan.phases.items()),
     ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from subsecond.compress.predicted_size import predicted_bytes
 from subsecond.compress.recipe import Recipe, Stage
 from subsecond.compress.walk import CHUNK_ROWS
 from subsecond.core.errors import ResourceError
@@ -40,7 +41,12 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all of a recipe will take. `phases` are the predicted seconds by name, in order."""
+    """What all of a recipe will take, and what it will make.
+
+    phases        predicted seconds by name, in order
+    model_bytes   of the weights as they are, result_bytes as they are expected to be: decoding reads them all for each
+                  token, so their quotient is the speed-up of decoding where memory bounds it
+    """
 
     operations_per_s: float
     phases: Mapping[str, float]
@@ -48,6 +54,7 @@ class Plan:
     peak_bytes: int
     disk_bytes: int
     model_bytes: int
+    result_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -81,7 +88,8 @@ def make_plan(
     }
     peak = max(*(each.peak_bytes for each in stages), weight_bytes * 5 // 4 + _PROGRAM_BYTES)
     disk = weight_bytes // 2 * (len(stages) + 1) + 4 * num_tokens * _stream_width(graph) * 2
-    return Plan(rate, phases, stages, peak, disk, sum(_stored_bytes(checkpoint, name) for name in graph.weights))
+    model_bytes = sum(_stored_bytes(checkpoint, name) for name in graph.weights)
+    return Plan(rate, phases, stages, peak, disk, model_bytes, predicted_bytes(graph, recipe))
 
 
 def measured_rate() -> float:
@@ -103,6 +111,7 @@ def check_resources(plan: Plan, folder: Path) -> None:
             f"the plan needs {plan.peak_bytes / 1e9:.1f} GB of memory; {available_bytes / 1e9:.1f} GB are available. "
             "Close other programs, learn from fewer windows, or skip the check of quality (--eval-windows 0)"
         )
+    folder = next(each for each in (folder, *folder.parents) if each.exists())
     free_bytes = shutil.disk_usage(folder).free
     if plan.disk_bytes > free_bytes:
         raise ResourceError(

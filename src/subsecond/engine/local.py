@@ -201,6 +201,8 @@ class LocalEngine:
         num_answers = sum(item.num_missing == 1 for item in self._scheduler.running)
         ttft_ms = self._scheduler.pacer.ttft_ms(num_rows + len(request.prompt_ids), num_answers)
         if ttft_ms is not None and ttft_ms > request.deadline_ms:
+            if not ahead:
+                self._scheduler.pacer.doubt()
             raise OverloadedError(
                 f"the first token would take about {ttft_ms:.0f} ms, but deadline_ms={request.deadline_ms:g}; "
                 "ask again later, or give a later deadline or a shorter prompt",

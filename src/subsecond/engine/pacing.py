@@ -63,6 +63,14 @@ class StepPacer:
             rest_ms = max(step_ms - num_prompt_rows * self._prompt_row_ms, least_ms)
             self._worked_out_ms[key] = _averaged(self._worked_out_ms.get(key), rest_ms)
 
+    def doubt(self) -> None:
+        """Take the cost of a prompt row for less: it was measured some time ago, and only what is tried is measured.
+
+        To be called when a request is refused by that cost alone, so that a machine that was slow is tried again.
+        """
+        if self._prompt_row_ms is not None:
+            self._prompt_row_ms *= 1 - WEIGHT
+
     def prompt_rows(self, num_answers: int, num_prompts: int, max_rows: int) -> int:
         """Most rows of prompts for a step that continues `num_answers` while `num_prompts` are not read yet.
 

@@ -354,6 +354,18 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_to_ask_a
     assert len(list(engine.submit(in_time))) == 1
 
 
+def test_a_machine_that_was_slow_is_tried_again(engine: LocalEngine) -> None:
+    engine._scheduler.pacer.record(0, 10, 10_000.0)
+    for number in range(100):
+        try:
+            engine.submit(Request(PROMPT, SamplingParams(max_tokens=1), f"{number}", deadline_ms=300.0)).cancel()
+        except OverloadedError:
+            continue
+        break
+    else:
+        pytest.fail("an idle engine refused a hundred requests by what it had measured once")
+
+
 def test_a_full_context_can_be_read_when_no_token_is_wanted(engine: LocalEngine) -> None:
     events = list(engine.submit(request("a", (1,) * 200, max_tokens=0)))
     assert [(event.token_id, event.finish_reason) for event in events] == [(None, "length")]
