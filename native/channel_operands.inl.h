@@ -25,23 +25,31 @@ struct QuantizedRows {
 
 // --- weights --------------------------------------------------------------------------------------------------------
 
+constexpr int32_t kMinusSevens = -0x06060607;  // in every byte
+
 // Multipliers of sixteen outputs, 1 to 16.
 static inline I load_multipliers(const uint8_t* p) { return I::add(I::nibble_lanes(p), I::set1(1)); }
 
-// An INT4 panel as unsigned bytes m (q - 8) + 128.
-static void unpack_nibbles(const uint8_t* panel, int64_t num_tiles, uint8_t* plane) {
+// A panel of multipliers and nibbles as unsigned bytes m (q - 8) + 128, plus r - 7 where there is a residual.
+static void unpack_nibbles(const uint8_t* panel, const uint8_t* residual, int64_t num_tiles, uint8_t* plane) {
   const ChannelPanel layout{Format::kINT4, num_tiles};
   const I low_bits = I::set1(0x0f0f0f0f);
   for (int64_t t = 0; t < num_tiles; ++t, plane += ChannelPanel::kTileBytes) {
     const uint8_t* tile = panel + layout.codes_at() + t * layout.tile_bytes();
     const I m = load_multipliers(panel + layout.multipliers_at() + t * layout.kTileMultiplierBytes);
     const I words = I::multiply(m, I::set1(0x00010001));
-    const I offset = I::multiply(I::add(I::set1(128), I::multiply(m, I::set1(-8))), I::set1(0x01010101));
+    I offset = I::multiply(I::add(I::set1(128), I::multiply(m, I::set1(-8))), I::set1(0x01010101));
+    if (residual) offset = I::add_bytes(offset, I::set1(kMinusSevens));
     for (int v = 0; v < 4; ++v) {
       // Products of bytes stay below 256, so a word holds two of them.
       const I both = I::load(tile + 64 * v);
-      const I low = I::multiply_words(I::both(both, low_bits), words);
-      const I high = I::multiply_words(I::both(I::template shift<4>(both), low_bits), words);
+      I low = I::multiply_words(I::both(both, low_bits), words);
+      I high = I::multiply_words(I::both(I::template shift<4>(both), low_bits), words);
+      if (residual) {
+        const I rest = I::load(residual + t * layout.tile_bytes() + 64 * v);
+        low = I::add_bytes(low, I::both(rest, low_bits));
+        high = I::add_bytes(high, I::both(I::template shift<4>(rest), low_bits));
+      }
       I::store(plane + 64 * v, I::add_bytes(low, offset));
       I::store(plane + 256 + 64 * v, I::add_bytes(high, offset));
     }
@@ -55,6 +63,7 @@ struct ChannelUnit {
   int num_places;
   const PackedWeight* weights[4];
   const uint8_t* panels[4];
+  const uint8_t* residuals[4];  // null where the reading has none
 
   ChannelUnit(const LinearArgs& args, int64_t unit) : work(unit_panels(args, unit, PanelOrder::kAdjacent)) {
     num_places = args.is_gated ? 2 * work.num_panels : work.num_panels;
@@ -62,20 +71,23 @@ struct ChannelUnit {
       const int source = place < num_places ? place : num_places - 1;
       weights[place] = args.weights + (args.is_gated ? source / work.num_panels : work.weight);
       const int64_t panel = work.panels[args.is_gated ? source % work.num_panels : source];
-      panels[place] = weights[place]->data + panel * layout(place).num_bytes();
+      panels[place] = weights[place]->panel(panel);
+      residuals[place] = nullptr;
+      if (weights[place]->format == Format::kNESTED8)
+        residuals[place] = weights[place]->data + layout(place).residual_at(weights[place]->num_panels(), panel);
     }
   }
 
   ChannelPanel layout(int place) const { return {weights[place]->format, weights[place]->num_tiles()}; }
 
-  // Codes of all places as unsigned bytes, INT4 ones unpacked into `scratch`, kTileBytes for each tile and place.
+  // Codes of all places as unsigned bytes, nibbles unpacked into `scratch`, kTileBytes for each tile and place.
   void find_planes(uint8_t* scratch, const uint8_t* (&planes)[4]) const {
     for (int place = 0; place < 4; ++place) {
       planes[place] = panels[place] + layout(place).codes_at();
       if (weights[place]->format == Format::kINT8) continue;
       const int64_t num_tiles = weights[place]->num_tiles();
       uint8_t* plane = scratch + place * num_tiles * ChannelPanel::kTileBytes;
-      unpack_nibbles(panels[place], num_tiles, plane);
+      unpack_nibbles(panels[place], residuals[place], num_tiles, plane);
       planes[place] = plane;
     }
   }

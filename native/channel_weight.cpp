@@ -90,6 +90,82 @@ float quantize_int4(const float* x, int64_t num_inputs, int64_t n, uint8_t* mult
   return scale;
 }
 
+// Whole numbers of a nested format, m (q - 8) + r - 7: a multiplier reaches the multiples of -8 to 7 and what residuals
+// add to them. The largest reaches all.
+constexpr float kLowestNested = -128.0f, kHighestNested = 120.0f;
+constexpr int kLowestResidual = -7, kHighestResidual = 8;
+
+// The scale with which the largest weights of either sign just fit, negative where that turns them around.
+float nested_scale(const float* x, int64_t num_inputs) {
+  float lowest = 0.0f, highest = 0.0f;
+  for (int64_t k = 0; k < num_inputs; ++k) {
+    lowest = std::min(lowest, x[k]);
+    highest = std::max(highest, x[k]);
+  }
+  const float plain = std::max(lowest / kLowestNested, highest / kHighestNested);
+  const float turned = std::max(-highest / kLowestNested, -lowest / kHighestNested);
+  return plain <= turned ? plain : -turned;
+}
+
+// Weights of a tile over the scale of their output, and rounded.
+struct NestedTile {
+  float values[kTileInputs];
+  int numbers[kTileInputs];
+
+  // The multiplier of least squared error in four bits, of those that reach all numbers.
+  int best_multiplier() const {
+    const auto [low, high] = std::minmax_element(numbers, numbers + kTileInputs);
+    const int enough = std::clamp(std::max((*high + 6) / 7, (7 - *low) / 8), 1, kMaxMultiplier);
+    int best = enough;
+    float least = std::numeric_limits<float>::infinity();
+    for (int m = std::max(1, enough - 2); m <= enough; ++m) {
+      if (*low < -8 * m + kLowestResidual || *high > 7 * m + kHighestResidual) continue;
+      const float error = error_of(values, kTileInputs, static_cast<float>(m));
+      if (!(error < least)) continue;
+      least = error;
+      best = m;
+    }
+    return best;
+  }
+};
+
+NestedTile nested_tile(const float* x, int64_t count, float inverse) {
+  NestedTile tile{};
+  for (int64_t i = 0; i < count; ++i) {
+    tile.values[i] = x[i] * inverse;
+    tile.numbers[i] = static_cast<int>(code_of(x[i], inverse, kLowestNested, kHighestNested));
+  }
+  return tile;
+}
+
+// Writes output n of a tile.
+void put_nested(const NestedTile& tile, int64_t n, uint8_t* multipliers, uint8_t* codes, uint8_t* residuals) {
+  const int m = tile.best_multiplier();
+  multipliers[n % 8] |= static_cast<uint8_t>((m - 1) << (n < 8 ? 0 : 4));
+  for (int64_t i = 0; i < kTileInputs; ++i) {
+    const int number = tile.numbers[i];
+    int q = static_cast<int>(code_of(tile.values[i], 1.0f / static_cast<float>(m), -8.0f, 7.0f));
+    // the nearest multiple of a large m may be one too far for the residual
+    if (number - m * q > kHighestResidual) ++q;
+    if (number - m * q < kLowestResidual) --q;
+    const int residual = number - m * q - kLowestResidual, shift = i < 16 ? 0 : 4;
+    codes[byte_at(i % 16, n)] |= static_cast<uint8_t>((q + 8) << shift);
+    residuals[byte_at(i % 16, n)] |= static_cast<uint8_t>(residual << shift);
+  }
+}
+
+float quantize_nested(const float* x, int64_t num_inputs, int64_t n, uint8_t* multipliers, uint8_t* codes,
+                      uint8_t* residuals) {
+  const float scale = nested_scale(x, num_inputs);
+  const float inverse = std::abs(scale) > kSmallestScale ? 1.0f / scale : 0.0f;
+  for (int64_t k = 0; k < num_inputs; k += kTileInputs) {
+    const int64_t index = k / kTileInputs, at = index * ChannelPanel::kTileBytes / 2;
+    const NestedTile tile = nested_tile(x + k, std::min(kTileInputs, num_inputs - k), inverse);
+    put_nested(tile, n, multipliers + index * ChannelPanel::kTileMultiplierBytes, codes + at, residuals + at);
+  }
+  return scale;
+}
+
 }  // namespace
 
 void quantize_weight(Format format, int64_t num_outputs, int64_t num_inputs, const float* rows, int64_t begin,
@@ -97,19 +173,23 @@ void quantize_weight(Format format, int64_t num_outputs, int64_t num_inputs, con
   const PackedWeight weight{format, num_outputs, num_inputs, packed};
   const ChannelPanel panel{format, weight.num_tiles()};
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t n = row % kPanelOutputs;
-    uint8_t* data = packed + row / kPanelOutputs * panel.num_bytes();
+    const int64_t n = row % kPanelOutputs, index = row / kPanelOutputs;
+    uint8_t* data = packed + index * panel.num_bytes();
+    uint8_t* residual = packed + panel.residual_at(weight.num_panels(), index);
     if (n == 0) {
       std::memset(data, 0, static_cast<size_t>(panel.codes_at()));
-      const int zero = format == Format::kINT8 ? 128 : 0;  // INT4 rows are or-ed in; those beyond N have scale 0
+      const int zero = format == Format::kINT8 ? 128 : 0;  // nibbles are or-ed in; rows beyond N have scale 0
       std::memset(data + panel.codes_at(), zero, static_cast<size_t>(panel.num_tiles * panel.tile_bytes()));
+      if (is_nested(format)) std::memset(residual, 0, static_cast<size_t>(panel.residual_bytes()));
     }
     const float* x = rows + (row - begin) * num_inputs;
+    uint8_t *multipliers = data + panel.multipliers_at(), *codes = data + panel.codes_at();
     float scale = std::numeric_limits<float>::quiet_NaN();
-    if (is_finite(x, num_inputs))
-      scale = format == Format::kINT8
-                  ? quantize_int8(x, num_inputs, n, data + panel.codes_at())
-                  : quantize_int4(x, num_inputs, n, data + panel.multipliers_at(), data + panel.codes_at());
+    if (is_finite(x, num_inputs)) {
+      if (format == Format::kINT8) scale = quantize_int8(x, num_inputs, n, codes);
+      if (format == Format::kINT4) scale = quantize_int4(x, num_inputs, n, multipliers, codes);
+      if (is_nested(format)) scale = quantize_nested(x, num_inputs, n, multipliers, codes, residual);
+    }
     std::memcpy(data + 4 * n, &scale, 4);
   }
 }

@@ -24,6 +24,11 @@ struct ChannelPanel {
   }
   int64_t tile_bytes() const { return format == Format::kINT8 ? kTileBytes : kTileBytes / 2; }
   int64_t num_bytes() const { return codes_at() + num_tiles * tile_bytes(); }
+  // Of a panel of a nested format; residuals stand behind all panels.
+  int64_t residual_bytes() const { return num_tiles * kTileBytes / 2; }
+  int64_t residual_at(int64_t num_panels, int64_t panel) const {
+    return num_panels * num_bytes() + panel * residual_bytes();
+  }
 };
 
 // Quantize outputs [begin, end) of a weight; `begin` is a multiple of 16, `rows` [end - begin][num_inputs] are their
@@ -31,6 +36,8 @@ struct ChannelPanel {
 //
 // INT8 rounds to the nearest of 255 levels up to the largest magnitude. INT4 does so in two steps (progressive
 // quantization, Lin et al. 2024, arXiv 2405.04532): groups of 32 inputs have an integer multiplier of a common scale.
+// Nested formats, both the same, round to eight bits first: -128 to 120, so that a residual of four bits leads there
+// from any multiple of a multiplier up to 16. The sign of the scale is that which needs the smaller one.
 void quantize_weight(Format format, int64_t num_outputs, int64_t num_inputs, const float* rows, int64_t begin,
                      int64_t end, uint8_t* packed);
 

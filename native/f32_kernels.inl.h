@@ -189,13 +189,17 @@ using UnpackRows = void (*)(const PackedWeight&, int64_t, int, int, float*);
 
 static constexpr auto kUnpackRows = format_table([]<Format F>() -> UnpackRows { return unpack_rows<F>; });
 
+static void unpack_sparse_rows(const PackedWeight& weight, int64_t panel, int begin, int end, float* output);
+
 static void unpack_row(const PackedWeight& weight, int64_t index, float* output) {
   const int64_t panel = index / kPanelOutputs;
   const int n = static_cast<int>(index % kPanelOutputs);
-  if (weight.num_inputs % kTileInputs == 0) return kUnpackRows[weight.format](weight, panel, n, n + 1, output);
+  const bool is_sparse = weight.format == Format::kF16_SPARSE;
+  const UnpackRows unpack = is_sparse ? unpack_sparse_rows : kUnpackRows[weight.format];
+  if (weight.num_inputs % kTileInputs == 0) return unpack(weight, panel, n, n + 1, output);
   const int64_t bytes = weight.num_tiles() * kTileInputs * static_cast<int64_t>(sizeof(float));
   float* padded = static_cast<float*>(__builtin_alloca(static_cast<size_t>(bytes)));
-  kUnpackRows[weight.format](weight, panel, n, n + 1, padded);
+  unpack(weight, panel, n, n + 1, padded);
   __builtin_memcpy(output, padded, static_cast<size_t>(weight.num_inputs) * sizeof(float));
 }
 

@@ -233,55 +233,19 @@ static void dot_rows(const UnpackedTiles* panels, const Activations& x, int64_t 
   if constexpr (R > 1) dot_rows<R - 1, P, num_scales, is_offset>(panels, x, row, count, tile, num_tiles, sums);
 }
 
-// --- unquantized weights --------------------------------------------------------------------------------------------
-
-// sums[r][c] = activations row r . weights row c, float32, R rows by C columns at once.
-template <int R, int C>
-static inline void dot_floats(const float* a, const float* w, int64_t width, float* sums) {
-  V acc[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) acc[r][c] = V::set1(0.0f);
-  for (int64_t k = 0; k < width; k += 16) {
-    V weight[C];
-    for (int c = 0; c < C; ++c) weight[c] = V::load(w + c * width + k);
-    for (int r = 0; r < R; ++r) {
-      const V x = V::load(a + r * width + k);
-      for (int c = 0; c < C; ++c) acc[r][c] = V::fma(x, weight[c], acc[r][c]);
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sums[r * 16 + c] = V::sum(acc[r][c]);
-}
-
-// Of an unpacked panel of unquantized weights.
-static int64_t unpacked_bytes(int64_t width) { return 16 * width * static_cast<int64_t>(sizeof(float)); }
-
-template <Format F>
-static void unpack_floats(const PackedWeight& weight, int64_t panel, uint8_t* memory) {
-  unpack_rows<F>(weight, panel, 0, 16, reinterpret_cast<float*>(memory));
-}
-
-// sums [count][16] = rows [row, row + count) by an unpacked panel.
-static void dot_float_rows(const float* w, const Activations& x, int64_t row, int64_t count, float* sums) {
-  const int64_t width = x.num_tiles * kTileInputs;
-  for (int c = 0; c < 16; c += kColumnBlock) {
-    int64_t r = 0;
-    for (; r + kFloatRows <= count; r += kFloatRows)
-      dot_floats<kFloatRows, kColumnBlock>(x.floats(row + r), w + c * width, width, sums + 16 * r + c);
-    for (; r < count; ++r) dot_floats<1, kColumnBlock>(x.floats(row + r), w + c * width, width, sums + 16 * r + c);
-  }
-}
+#include "float_linear.inl.h"
 
 // --- linear ---------------------------------------------------------------------------------------------------------
 
 using DotRows = void (*)(const UnpackedTiles*, const Activations&, int64_t, int64_t, int64_t, int64_t, float*);
 
-// Unquantized weights have `unpack_floats` alone, the others all but that.
+// Unquantized weights have the last two alone, the others all but these.
 struct FormatKernels {
   void (*dot_single)(const uint8_t*, const Activations&, float*);
   void (*unpack_tiles)(const uint8_t*, int64_t, int64_t, UnpackedTiles);
   DotRows dot_panels;  // kPanelBlock of them
   DotRows dot_panel;
+  void (*dot_float_panel)(const uint8_t*, const Activations&, float*);
   void (*unpack_floats)(const PackedWeight&, int64_t, uint8_t*);
 };
 
@@ -289,17 +253,25 @@ template <Format F>
 static constexpr FormatKernels format_kernels() {
   constexpr FormatInfo info = format_info(F);
   if constexpr (info.is_plain()) {
-    return {nullptr, nullptr, nullptr, nullptr, unpack_floats<F>};
+    return {nullptr, nullptr, nullptr, nullptr, dot_dense_panel<F>, unpack_floats<F>};
   } else {
     constexpr int num_scales = info.num_scales();
-    return {dot_single<F>, unpack_tiles<F>, dot_rows<kRowBlock, kPanelBlock, num_scales, has_offset<F>()>,
-            dot_rows<kRowBlock, 1, num_scales, has_offset<F>()>, nullptr};
+    return {dot_single<F>,
+            unpack_tiles<F>,
+            dot_rows<kRowBlock, kPanelBlock, num_scales, has_offset<F>()>,
+            dot_rows<kRowBlock, 1, num_scales, has_offset<F>()>,
+            nullptr,
+            nullptr};
   }
 }
 
 static constexpr auto kFormatKernels = format_table([]<Format F>() { return format_kernels<F>(); });
 
-static inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[format]; }
+static constexpr FormatKernels kSparseKernels = {nullptr, nullptr, nullptr, nullptr, dot_sparse_panel, unpack_sparse};
+
+static inline const FormatKernels& kernels_of(Format format) {
+  return format == Format::kF16_SPARSE ? kSparseKernels : kFormatKernels[format];
+}
 
 // The panels of a unit: of a gated linear those of gate, then those of up.
 struct Unit {
@@ -312,23 +284,18 @@ struct Unit {
 };
 
 // One row: sums of every place.
-static void dot_places(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch,
-                       float (*sums)[16]) {
+static void dot_places(const LinearArgs& args, const Unit& unit, const Activations& x, float (*sums)[16]) {
   for (int place = 0; place < unit.num_places(); ++place) {
     const PackedWeight& weight = args.weights[unit.weight(place)];
     const FormatKernels& kernels = kernels_of(weight.format);
-    if (kernels.dot_single) {
-      kernels.dot_single(weight.data + unit.panel(place) * weight.panel_bytes(), x, sums[place]);
-    } else {
-      kernels.unpack_floats(weight, unit.panel(place), scratch);
-      dot_float_rows(reinterpret_cast<const float*>(scratch), x, 0, 1, sums[place]);
-    }
+    const auto dot = kernels.dot_single ? kernels.dot_single : kernels.dot_float_panel;
+    dot(weight.panel(unit.panel(place)), x, sums[place]);
   }
 }
 
-static void linear_single(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
+static void linear_single(const LinearArgs& args, const Unit& unit, const Activations& x) {
   float sums[4][16];
-  dot_places(args, unit, x, scratch, sums);
+  dot_places(args, unit, x, sums);
   for (int i = 0; i < unit.work.num_panels; ++i) {
     const int64_t column = unit.work.panels[i] * kPanelOutputs;
     write_outputs(args, unit.work.weight, 0, column, unit.work.column_offset + column, sums[i],
@@ -389,7 +356,7 @@ static void linear_rows(const LinearArgs& args, const Unit& unit, const Activati
     const int64_t count = args.num_rows - row < kRowChunk ? args.num_rows - row : kRowChunk;
     __builtin_memset(sums, 0, static_cast<size_t>(count * 64) * sizeof(float));
     for (int place = 0; place < unit.num_places();) {
-      const bool is_plain = format_info(args.weights[unit.weight(place)].format).is_plain();
+      const bool is_plain = kernels_of(args.weights[unit.weight(place)].format).unpack_floats != nullptr;
       const int num_panels = !is_plain && is_panel_block(args, unit, place) ? kPanelBlock : 1;
       if (is_plain)
         multiply_floats(args, unit, place, x, row, count,
@@ -413,7 +380,7 @@ static void linear(const LinearArgs& args, int64_t begin, int64_t end, uint8_t* 
   for (int64_t i = begin; i < end; ++i) {
     const Unit unit{unit_panels(args, i, PanelOrder::kAdjacent), args.is_gated};
     if (args.num_rows == 1)
-      linear_single(args, unit, x, scratch);
+      linear_single(args, unit, x);
     else
       linear_rows(args, unit, x, scratch);
   }

@@ -104,25 +104,35 @@ static void dot_byte_row(const uint8_t* plane, int64_t num_tiles, const int8_t* 
   I::store(sums, I::add(I::add(acc[0], acc[1]), I::add(acc[2], acc[3])));
 }
 
-// The same of an INT4 panel: products of bare codes are multiplied by the group's multiplier once.
-static void dot_nibble_row(const uint8_t* panel, int64_t num_tiles, const int8_t* codes, const int32_t* tile_sums,
-                           int32_t* sums) {
-  const ChannelPanel layout{Format::kINT4, num_tiles};
+// codes of a row . bare nibbles of a tile, plus `start`.
+[[gnu::always_inline]] static inline I dot_nibble_tile(const uint8_t* nibbles, const int8_t* codes, I start) {
   const I low_bits = I::set1(0x0f0f0f0f);
+  I low = start, high = I::zero();
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const I both = I::load(nibbles + 64 * v);
+    prefetch_far(nibbles + 64 * v);
+    low = dot_nibbles_add(low, I::both(both, low_bits), broadcast_codes(codes + 4 * v));
+    high = dot_nibbles_add(high, I::both(I::template shift<4>(both), low_bits), broadcast_codes(codes + 16 + 4 * v));
+  }
+  return I::add(low, high);
+}
+
+// The same as dot_byte_row of a panel of multipliers and nibbles, whose products are multiplied by the group's
+// multiplier once, and of its residual where the reading has one.
+template <bool has_residual>
+static void dot_nibble_row(const uint8_t* panel, const uint8_t* residual, int64_t num_tiles, const int8_t* codes,
+                           const int32_t* tile_sums, int32_t* sums) {
+  const ChannelPanel layout{Format::kINT4, num_tiles};
   const uint8_t* tile = panel + layout.codes_at();
   const uint8_t* multipliers = panel + layout.multipliers_at();
   I acc = I::zero();
   for (int64_t t = 0; t < num_tiles; ++t, tile += layout.tile_bytes(), codes += kTileInputs) {
-    I low = I::set1(-8 * tile_sums[t]), high = I::zero();
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const I both = I::load(tile + 64 * v);
-      prefetch_far(tile + 64 * v);
-      low = dot_nibbles_add(low, I::both(both, low_bits), broadcast_codes(codes + 4 * v));
-      high = dot_nibbles_add(high, I::both(I::template shift<4>(both), low_bits), broadcast_codes(codes + 16 + 4 * v));
-    }
+    const I products = dot_nibble_tile(tile, codes, I::set1(-8 * tile_sums[t]));
     const I m = load_multipliers(multipliers + t * ChannelPanel::kTileMultiplierBytes);
-    acc = I::add(acc, I::multiply(I::add(low, high), m));
+    acc = I::add(acc, I::multiply(products, m));
+    if constexpr (has_residual)
+      acc = I::add(acc, dot_nibble_tile(residual + t * layout.tile_bytes(), codes, I::set1(-7 * tile_sums[t])));
   }
   I::store(sums, acc);
 }
@@ -158,8 +168,10 @@ static void channel_unit(const LinearArgs& args, const ChannelUnit& unit, const 
     for (int place = 0; place < unit.num_places; ++place) {
       const uint8_t* panel = unit.panels[place];
       int32_t* sum = sums + 16 * place;
-      if (unit.weights[place]->format == Format::kINT4) {
-        dot_nibble_row(panel, rows.num_tiles, rows.codes(0), rows.tile_sums(0), sum);
+      const uint8_t* residual = unit.residuals[place];
+      if (unit.weights[place]->format != Format::kINT8) {
+        (residual ? dot_nibble_row<true> : dot_nibble_row<false>)(panel, residual, rows.num_tiles, rows.codes(0),
+                                                                  rows.tile_sums(0), sum);
       } else {
         dot_byte_row(panel + ChannelPanel::kScaleBytes, rows.num_tiles, rows.codes(0), sum);
         I::store(sum, I::add(I::load(sum), I::set1(-kByteOffset * rows.head(0).sum)));

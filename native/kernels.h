@@ -14,6 +14,7 @@
 #include "channel_weight.h"
 #include "packed_weight.h"
 #include "rotation.h"
+#include "sparse_weight.h"
 
 namespace subsecond {
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "channel_weight.h"
+#include "sparse_weight.h"
 
 namespace subsecond {
 namespace {
@@ -246,8 +247,10 @@ Format format_by_name(const char* name) {
 }
 
 const char* format_name(Format format) {
-  if (is_channel(format)) return format == Format::kINT8 ? "INT8" : "INT4";
-  return format_info(format).name;
+  constexpr const char* others[] = {"INT8", "INT4", "NESTED8", "NESTED4", "F16_SPARSE"};
+  static_assert(kNumFormats + sizeof(others) / sizeof(others[0]) == static_cast<size_t>(Format::kCount));
+  const auto index = static_cast<size_t>(format);
+  return index < kNumFormats ? kFormats[index].name : others[index - kNumFormats];
 }
 
 int64_t PackedWeight::panel_bytes() const {
@@ -256,9 +259,15 @@ int64_t PackedWeight::panel_bytes() const {
   return num_tiles() / info.tiles_per_super * info.super_bytes();
 }
 
+const uint8_t* PackedWeight::panel(int64_t index) const {
+  if (format == Format::kF16_SPARSE) return sparse_panel(*this, index);
+  return data + index * panel_bytes();
+}
+
 int64_t packed_bytes(Format format, int64_t num_outputs, int64_t num_inputs) {
   const PackedWeight weight{format, num_outputs, num_inputs, nullptr};
-  return weight.num_panels() * weight.panel_bytes();
+  const ChannelPanel panel{format, weight.num_tiles()};
+  return weight.num_panels() * (weight.panel_bytes() + (is_nested(format) ? panel.residual_bytes() : 0));
 }
 
 void pack_weight(Format format, int64_t num_outputs, int64_t num_inputs, const uint8_t* stored, uint8_t* packed) {

@@ -35,8 +35,17 @@
 //   INT8    scale[16]                            q[T][8][16][4]    w = scale (q - 128), q: uint8, 1 to 255
 //   INT4    scale[16] mq[T][8], zeros to 64      q4[T][4][16][4]   w = scale m (q - 8), m: 1 to 16
 //
+// Nested formats are one weight with two readings. The panels of INT4 come first, then for each of them a residual
+//
+//                                                r4[T][4][16][4]   in the order of q4
+//
+//   NESTED4 w = scale m (q - 8), as INT4 and with its reads
+//   NESTED8 w = scale (m (q - 8) + r - 7), whole numbers of eight bits: -128 to 120
+//
 // A byte of mq holds m - 1 of output n in its low and of output n + 8 in its high bits; a byte of q4[v] is an input of
 // group v in its low and of group v + 4 in its high bits. Codes begin at a multiple of 64 bytes.
+//
+// F16_SPARSE is F16 without its zeros, and has a layout of its own (sparse_weight.h).
 //
 // N is padded to 16 and K to 32 with zero weights.
 #pragma once
@@ -69,10 +78,14 @@ enum class Format : int32_t {
   kNumStored,  // formats from here on are channel formats
   kINT8 = kNumStored,
   kINT4,
+  kNESTED8,
+  kNESTED4,
+  kF16_SPARSE,  // read as stored formats are
   kCount
 };
 
-constexpr bool is_channel(Format format) { return format >= Format::kNumStored; }
+constexpr bool is_channel(Format format) { return format >= Format::kNumStored && format < Format::kF16_SPARSE; }
+constexpr bool is_nested(Format format) { return format == Format::kNESTED8 || format == Format::kNESTED4; }
 
 // What an IQ4 code stands for (ggml-common.h, kvalues_iq4nl).
 inline constexpr int8_t kNonlinearValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
@@ -190,10 +203,12 @@ struct PackedWeight {
 
   int64_t num_panels() const { return (num_outputs + kPanelOutputs - 1) / kPanelOutputs; }
   int64_t num_tiles() const { return (num_inputs + kTileInputs - 1) / kTileInputs; }
+  // Not of F16_SPARSE, whose panels differ; of nested formats without the residual.
   int64_t panel_bytes() const;
+  const uint8_t* panel(int64_t index) const;
 };
 
-// Bytes of a packed weight, padding included.
+// Bytes of a packed weight, padding included; F16_SPARSE has no number of its own.
 int64_t packed_bytes(Format format, int64_t num_outputs, int64_t num_inputs);
 
 // Reorder the rows of a stored tensor (num_outputs rows of stored blocks) into `packed`, which is written in full.

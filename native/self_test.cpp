@@ -121,7 +121,7 @@ void test_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestR
 // Channel formats give the same bits on every instruction set.
 void test_channel_linear(const Kernels& kernels, std::vector<SelfTestResult>& results) {
   constexpr int64_t num_outputs = 40, num_inputs = 192;
-  for (const Format format : {Format::kINT8, Format::kINT4}) {
+  for (const Format format : {Format::kINT8, Format::kINT4, Format::kNESTED8, Format::kNESTED4}) {
     Numbers numbers;
     const std::vector<float> rows = numbers.take(num_outputs * num_inputs);
     std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(format, num_outputs, num_inputs)) + 4096);
@@ -137,6 +137,27 @@ void test_channel_linear(const Kernels& kernels, std::vector<SelfTestResult>& re
     }
     results.push_back({std::string("linear_") + format_name(format), error, 0.0, digest});
   }
+}
+
+// Half of the weights are zero.
+void test_sparse_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestResult>& results) {
+  constexpr int64_t num_outputs = 20, num_inputs = 100;
+  Numbers numbers;
+  std::vector<uint16_t> rows(static_cast<size_t>(num_outputs * num_inputs));
+  for (uint16_t& bits : rows) bits = numbers.next() < 0.0f ? 0 : static_cast<uint16_t>(0x3000 + numbers.byte());
+  const int64_t num_bytes = sparse_panels_bytes(num_inputs, rows.data(), num_outputs);
+  std::vector<uint8_t> packed(static_cast<size_t>(sparse_header_bytes(num_outputs) + num_bytes) + 4096);
+  pack_sparse(num_outputs, num_inputs, rows.data(), 0, num_outputs, packed.data());
+  const PackedWeight weight{Format::kF16_SPARSE, num_outputs, num_inputs, packed.data()};
+  double error = 0.0;
+  uint64_t digest = kDigestStart;
+  for (const int64_t num_rows : {1, 11}) {
+    const std::vector<float> input = numbers.take(num_rows * num_inputs);
+    const std::vector<float> output = run_linear(kernels, weight, input, num_rows);
+    error = std::max(error, relative_error(run_linear(scalar::kernels(), weight, input, num_rows), output));
+    add_to_digest(digest, output);
+  }
+  results.push_back({std::string("linear_") + format_name(weight.format), error, tolerance, digest});
 }
 
 // What an attention may have beside its scale.
@@ -254,6 +275,7 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   test_channel_linear(kernels, results);
+  test_sparse_linear(kernels, tolerance, results);
   for (const AttentionKernels& attention : kernels.attention)
     if (attention.kv_type) test_attention(kernels, attention, results);
   test_element_wise(kernels, results);

@@ -163,6 +163,22 @@ void unpack_panel(const uint8_t* panel, int64_t num_tiles, uint16_t* out) {
   }
 }
 
+void unpack_sparse_panel(const uint8_t* data, int64_t num_tiles, uint16_t* out) {
+  const SparsePanel panel{data, num_tiles};
+  for (int64_t n = 0; n < kPanelOutputs; ++n) {
+    const uint8_t* weights = panel.weights(n);
+    for (int64_t t = 0; t < num_tiles; ++t) {
+      const uint32_t mask = mask_at(panel.masks(n), t), first = mask & 0xffff, second = mask >> 16;
+      const V low = expand_halves(weights, first);
+      weights += 2 * __builtin_popcount(first);
+      const V high = expand_halves(weights, second);
+      weights += 2 * __builtin_popcount(second);
+      store_row(out + t * kTileValues + n * kTileInputs, round_pair(low.v, high.v));
+    }
+  }
+}
+
+// Sparse panels are unpacked in full for any number of rows: `unpack` alone.
 struct FormatKernels {
   void (*stream_4x1)(const Operands&, uint16_t*, float*);
   void (*stream_2x2)(const Operands&, int, uint16_t*, float*);
@@ -172,7 +188,11 @@ struct FormatKernels {
 constexpr auto kFormatKernels =
     format_table([]<Format F>() { return FormatKernels{stream_4x1<F>, stream_2x2<F>, unpack_panel<F>}; });
 
-inline const FormatKernels& kernels_of(Format format) { return kFormatKernels[format]; }
+constexpr FormatKernels kSparseKernels = {nullptr, nullptr, unpack_sparse_panel};
+
+inline const FormatKernels& kernels_of(Format format) {
+  return format == Format::kF16_SPARSE ? kSparseKernels : kFormatKernels[format];
+}
 
 // Transpose 16 x 16 words of 32 bits in registers.
 inline void transpose(__m512i (&r)[16]) {
@@ -256,10 +276,11 @@ void linear_unit(const LinearArgs& args, const Unit& unit, uint8_t* scratch) {
   for (int i = 0; i < kPanels; ++i) {
     const int place =
         i < num_places ? i : num_places - 1;  // a missing panel repeats the last one; its sums are dropped
-    o.panels[i] = weight(place).data + unit.panel(place) * weight(place).panel_bytes();
+    o.panels[i] = weight(place).panel(unit.panel(place));
   }
   const Format format = weight(0).format;
-  const bool is_streamed = num_row_tiles <= kStreamRowTiles && (!unit.is_gated || weight(1).format == format);
+  const bool is_streamed = format != Format::kF16_SPARSE && num_row_tiles <= kStreamRowTiles &&
+                           (!unit.is_gated || weight(1).format == format);
   if (is_streamed && num_row_tiles == 1) {
     kernels_of(format).stream_4x1(o, unpacked, sums);
     const int step = unit.is_gated ? 2 : 1;

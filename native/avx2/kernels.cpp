@@ -15,11 +15,11 @@ inline I dot_add(I sum, I a, I b) {
           _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
 }
 
-// Products of four bytes less 128 and four signed codes, added to 32-bit sums: magnitudes of the codes times bytes that
-// took over their signs, so that no pair of products overflows 16 bits.
+// Products of four bytes less 128 and four signed codes, added to 32-bit sums: magnitudes of the weights, up to 128,
+// times codes that took over their signs and are at most 127, so that no pair of products overflows 16 bits.
 inline __m256i dot_bytes_add(__m256i sum, __m256i bytes, __m256i codes) {
   const __m256i weights = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(weights, codes));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights));
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 inline I dot_bytes_add(I sum, I bytes, I codes) {

@@ -99,6 +99,32 @@ inline V to_float(__m256i low, __m256i high) { return {_mm256_cvtepi32_ps(low), 
 
 inline V codes_f16(const uint8_t* p) { return {_mm256_cvtph_ps(load16(p)), _mm256_cvtph_ps(load16(p + 16))}; }
 
+// For every mask of eight bits: where the bytes of eight halves are that follow each other where the bits are set;
+// bytes of 0x80 make zeros.
+struct ExpandOrders {
+  alignas(64) uint8_t bytes[256][16];
+};
+inline constexpr ExpandOrders kExpandOrders = [] {
+  ExpandOrders orders{};
+  for (int mask = 0; mask < 256; ++mask)
+    for (int i = 0, from = 0; i < 8; ++i) {
+      const bool is_set = mask >> i & 1;
+      orders.bytes[mask][2 * i] = static_cast<uint8_t>(is_set ? from++ : 0x80);
+      orders.bytes[mask][2 * i + 1] = static_cast<uint8_t>(is_set ? from++ : 0x80);
+    }
+  return orders;
+}();
+
+inline __m256 expand_eight(const uint8_t* p, uint32_t mask) {
+  return _mm256_cvtph_ps(_mm_shuffle_epi8(load16(p), load16(kExpandOrders.bytes[mask])));
+}
+
+// Sixteen weights, of which those whose bits are set follow each other at p; the others are zero.
+inline V expand_halves(const uint8_t* p, uint32_t mask) {
+  const uint32_t first = mask & 255;
+  return {expand_eight(p, first), expand_eight(p + 2 * __builtin_popcount(first), mask >> 8)};
+}
+
 inline __m256 widen_bf16(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
 
 inline V codes_bf16(const uint8_t* p) { return {widen_bf16(load16(p)), widen_bf16(load16(p + 16))}; }

@@ -12,13 +12,13 @@ namespace {
 // Products of pairs of 16-bit codes, added to 32-bit sums.
 inline I dot_add(I sum, I a, I b) { return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))}; }
 
-// Products of four bytes less 128 and four signed codes, added to 32-bit sums: magnitudes of the codes times bytes that
-// took over their signs, so that no pair of products overflows 16 bits.
+// Products of four bytes less 128 and four signed codes, added to 32-bit sums: magnitudes of the weights, up to 128,
+// times codes that took over their signs and are at most 127, so that no pair of products overflows 16 bits.
 inline I dot_bytes_add(I sum, I bytes, I codes) {
   const __m512i weights = _mm512_xor_si512(bytes.v, _mm512_set1_epi8(-128));
-  const __mmask64 is_negative = _mm512_movepi8_mask(codes.v);
-  const __m512i turned = _mm512_mask_sub_epi8(weights, is_negative, _mm512_setzero_si512(), weights);
-  const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(codes.v), turned);
+  const __mmask64 is_negative = _mm512_movepi8_mask(weights);
+  const __m512i turned = _mm512_mask_sub_epi8(codes.v, is_negative, _mm512_setzero_si512(), codes.v);
+  const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(weights), turned);
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
 

@@ -66,6 +66,11 @@ inline __m256i load32(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_
 
 inline V codes_f16(const uint8_t* p) { return {_mm512_cvtph_ps(load32(p))}; }
 
+// Sixteen weights, of which those whose bits are set follow each other at p; the others are zero.
+inline V expand_halves(const uint8_t* p, uint32_t mask) {
+  return {_mm512_maskz_expand_ps(static_cast<__mmask16>(mask), _mm512_cvtph_ps(load32(p)))};
+}
+
 inline V codes_bf16(const uint8_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16))};
 }

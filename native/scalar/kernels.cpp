@@ -133,6 +133,16 @@ V codes_f16(const uint8_t* p) {
   return V::each([&](int i) { return half_to_float(p + 2 * i); });
 }
 
+// Sixteen weights, of which those whose bits are set follow each other at p; the others are zero.
+V expand_halves(const uint8_t* p, uint32_t mask) {
+  return V::each([&](int i) {
+    if (!(mask >> i & 1)) return 0.0f;
+    const float x = half_to_float(p);
+    p += 2;
+    return x;
+  });
+}
+
 V codes_bf16(const uint8_t* p) {
   return V::each([&](int i) {
     const uint32_t bits = static_cast<uint32_t>(p[2 * i]) << 16 | static_cast<uint32_t>(p[2 * i + 1]) << 24;

@@ -39,7 +39,7 @@ def load(
     isa: str | None = None,
     num_threads: int | None = None,
     context_tokens: int | None = None,
-    weights: Literal["stored", "int8", "int4"] | None = None,
+    weights: Literal["stored", "int8", "int4", "nested8", "nested4", "sparse"] | None = None,
     kv: Literal["f16", "int8"] | None = None,
 ) -> Model:
     """Load a model, ready to answer.
@@ -50,8 +50,9 @@ def load(
     num_threads     None takes one for each physical core
     context_tokens  tokens that the key/value memory holds, all live requests together; None takes the model's context
     weights         "stored" computes with the blocks of the file; "int8" and "int4" make lossy weights with activations
-                    of eight bits; None takes what the artifact beside the model holds, without one what the
-                    model's config.json says, else "stored"
+                    of eight bits, "nested8" and "nested4" the same that are read from one copy; "sparse" leaves the
+                    zeros of a pruned model out; None takes what the artifact beside the model holds, without one what
+                    the model's config.json says, else "stored"
     kv              how keys and values are kept: "f16", or "int8", which is lossy and takes about half of the memory;
                     None takes the best that the instruction set has, bf16 with AMX and f16 without
 

@@ -73,6 +73,19 @@ def test_divergence_of_lossy_weights(weights: native.Weights, checkpoint: Checkp
     assert report.top1_agreement.value >= least_agreement
 
 
+@pytest.mark.parametrize(("nested", "plain"), [("nested8", "int8"), ("nested4", "int4")])
+def test_nested_readings_are_nearly_as_good_as_plain_ones(
+    nested: native.Weights, plain: native.Weights, checkpoint: Checkpoint, reference: TorchBackend
+) -> None:
+    text = DATA.joinpath("moby_dick.txt").read_text()
+    windows = windows_of_text(text, checkpoint.tokenizer.encode, 2, 256)
+    found = [
+        evaluate(native.load(checkpoint, context_tokens=512, weights=weights), reference, windows).mean_kl.value
+        for weights in (nested, plain)
+    ]
+    assert found[0] <= 1.1 * found[1]
+
+
 def test_divergence_of_int8_keys_and_values(checkpoint: Checkpoint, reference: TorchBackend) -> None:
     text = DATA.joinpath("moby_dick.txt").read_text()
     windows = windows_of_text(text, checkpoint.tokenizer.encode, 2, 256)
@@ -127,7 +140,7 @@ def test_artifact_gives_the_bits_of_the_file(isa: str, checkpoint: Checkpoint, t
     check_artifact(checkpoint, tmp_path, isa, "stored")
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "nested8"])
 def test_artifact_of_lossy_weights_gives_the_bits_of_the_file(
     weights: native.Weights, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from subsecond import _native
 from tests.parity.kernel_cases import ISAS, Floats, activate, misaligned, rms_norm
 
 kernels = _native.kernels
-FORMATS = ("INT8", "INT4")
+FORMATS = ("INT8", "INT4", "NESTED8", "NESTED4")
 EPS = 1e-5
 MAX_MIXED = 12
 
@@ -35,7 +35,9 @@ def rotation(width: int) -> tuple[NDArray[np.float64], float]:
 def read_panels(name: str, packed: NDArray[np.uint8], n: int, k: int) -> tuple[NDArray[np.int64], Floats]:
     """Integer weights [n, k] and scales [n] of a packed weight, by the layout of native/packed_weight.h."""
     num_tiles = -(-k // 32)
-    panels = packed.reshape(-(-n // 16), -1)
+    num_panels = -(-n // 16)
+    residual_bytes = num_panels * num_tiles * 256 if name.startswith("NESTED") else 0
+    panels = packed[: packed.size - residual_bytes].reshape(num_panels, -1)
     scales = panels[:, :64].copy().view(np.float32)
     if name == "INT8":
         tiles = panels[:, 64:].reshape(len(panels), num_tiles, 8, 16, 4).astype(np.int64) - 128
@@ -43,10 +45,17 @@ def read_panels(name: str, packed: NDArray[np.uint8], n: int, k: int) -> tuple[N
         codes_at = panels.shape[1] - 256 * num_tiles
         pairs = panels[:, 64 : 64 + 8 * num_tiles].reshape(len(panels), num_tiles, 8)
         multipliers = np.concatenate([pairs & 15, pairs >> 4], -1).astype(np.int64) + 1
-        codes = panels[:, codes_at:].reshape(len(panels), num_tiles, 4, 16, 4)
-        tiles = (np.concatenate([codes & 15, codes >> 4], 2).astype(np.int64) - 8) * multipliers[:, :, None, :, None]
+        tiles = nibbles(panels[:, codes_at:], num_tiles) * multipliers[:, :, None, :, None]
+        if name == "NESTED8":
+            tiles = tiles + nibbles(packed[packed.size - residual_bytes :], num_tiles) + 1
     rows = tiles.transpose(0, 3, 1, 2, 4).reshape(len(panels) * 16, num_tiles * 32)
     return rows[:n, :k], scales.reshape(-1)[:n]
+
+
+def nibbles(packed: NDArray[np.uint8], num_tiles: int) -> NDArray[np.int64]:
+    """Codes less 8, [panels, tiles, 8, 16, 4]."""
+    codes = packed.reshape(-1, num_tiles, 4, 16, 4)
+    return np.concatenate([codes & 15, codes >> 4], 2).astype(np.int64) - 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def error_of_rounding(x: NDArray[np.floating], weight: ChannelWeight) -> NDArray
     """What a few codes that fall on the other side of a tie may change: some steps times the largest weights."""
     rotated = np.abs(x.astype(np.float64) @ rotation(x.shape[1])[0]).max(-1, keepdims=True)
     integers, scales = weight.integers()
-    return np.asarray(rotated / 127 * 3 * np.abs(integers).max() * scales)
+    return np.asarray(rotated / 127 * 3 * np.abs(integers).max() * np.abs(scales))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -143,12 +152,13 @@ def test_linear_has_the_bits_of_scalar_and_of_single_rows(isa: str, name: str) -
         np.testing.assert_array_equal(actual, np.concatenate(singles))
 
 
+@pytest.mark.parametrize("pair", [("INT8", "INT4"), ("NESTED8", "NESTED4")])
 @pytest.mark.parametrize("isa", ISAS)
-def test_norm_bias_activation_and_residual(isa: str) -> None:
+def test_norm_bias_activation_and_residual(isa: str, pair: tuple[str, str]) -> None:
     rng = np.random.default_rng(7)
     x, residual = (rng.standard_normal((num, width), dtype=np.float32) for num, width in ((9, 192), (9, 40)))
     norm, bias = rng.standard_normal(192, dtype=np.float32), rng.standard_normal(40, dtype=np.float32)
-    gate, up = random_weight("INT8", 40, 192, rng), random_weight("INT4", 40, 192, rng)
+    gate, up = random_weight(pair[0], 40, 192, rng), random_weight(pair[1], 40, 192, rng)
     normed = rounded(rms_norm(x, norm, EPS))
     products = [normed @ (q.T * s.astype(np.float64)) for q, s in (gate.integers(), up.integers())]
     expected = activate(products[0] + bias, "silu") * products[1] + residual
@@ -157,10 +167,11 @@ def test_norm_bias_activation_and_residual(isa: str) -> None:
     assert np.median(np.abs(actual - expected)) < 1e-5
 
 
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_codes_at_their_limits_do_not_saturate(isa: str) -> None:
+def test_codes_at_their_limits_do_not_saturate(isa: str, name: str) -> None:
     for sign in (1, -1):
-        weight = make_weight("INT8", np.full((16, 256), sign, np.float32))
+        weight = make_weight(name, np.full((16, 256), sign, np.float32))
         integers, scales = weight.integers()
         x = np.zeros((2, 256), np.float32)
         x[0], x[1, 0] = -1, 1  # rotated: one large code, and all of them at the limit
@@ -184,7 +195,7 @@ def test_rows_of_zeros_and_damaged_rows(isa: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_quantized_weights_are_near_the_rotated_ones(name: str) -> None:
     rng = np.random.default_rng(8)
-    step = {"INT8": 1 / 127, "INT4": 1 / 7}[name]
+    step = {"INT8": 1 / 127, "INT4": 1 / 7, "NESTED8": 1 / 120, "NESTED4": 1 / 7}[name]
     for k in (8, 96, 576, 832):
         weight = random_weight(name, 40, k, rng)
         matrix, factor = rotation(k)
@@ -193,7 +204,7 @@ def test_quantized_weights_are_near_the_rotated_ones(name: str) -> None:
         error = np.abs(integers * scales[:, None] - rotated)
         assert error.max() <= np.abs(rotated).max() * step
         rms = np.sqrt((error**2).mean() / (rotated**2).mean())
-        assert rms < {"INT8": 0.01, "INT4": 0.11}[name]
+        assert rms < {"INT8": 0.01, "INT4": 0.11, "NESTED8": 0.01, "NESTED4": 0.11}[name]
 
 
 def test_zeros_and_damaged_weights() -> None:
@@ -209,7 +220,7 @@ def test_zeros_and_damaged_weights() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     rows, packed = np.ones((16, 64), np.float32), np.zeros(_native.packed_size("INT8", 40, 64), np.uint8)
-    with pytest.raises(ValueError, match="stored format"):
+    with pytest.raises(ValueError, match="no channel format"):
         _native.quantize_into("Q4_0", 40, 64, rows, 0, packed)
     with pytest.raises(ValueError, match="no stored format"):
         _native.pack_into("INT8", 40, 64, np.zeros(1, np.uint8), packed)

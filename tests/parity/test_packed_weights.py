@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from subsecond import _native
 from subsecond.backends.native.weights import PackedWeights, pack_weights, read_packed_weights
-from subsecond.core.errors import FormatError
+from subsecond.core.errors import FormatError, UnsupportedError
 from subsecond.formats.artifact import Artifact, ArtifactWriter
 from subsecond.formats.artifact_manifest import SourceFile
 from subsecond.formats.gguf_types import TensorType
@@ -94,11 +95,84 @@ def test_channel_formats_are_made_of_the_values_whatever_the_chunks(
     monkeypatch.setattr("subsecond.backends.native.weights.CHUNK_FLOATS", chunk_floats)
     source = RandomSource()
     values = source.values["matrix"]
-    for name in ("INT8", "INT4"):
+    for name in ("INT8", "INT4", "NESTED8"):
         packed = pack_weights(source, {"matrix": name}, 1).matrices["matrix"]
         expected = np.zeros(_native.packed_size(name, *values.shape), np.uint8)
         _native.quantize_into(name, values.shape[0], values.shape[1], values.copy(), 0, expected)
         np.testing.assert_array_equal(packed.data, expected)
+
+
+class PrunedSource:
+    """Half precision in every other weight of "pruned", everywhere in "full"; `stored` is their type."""
+
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({"pruned": (40, 100), "full": (16, 64)})
+
+    def __init__(self, stored: TensorType) -> None:
+        rng = np.random.default_rng(2)
+        self._type = stored
+        self.values = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in self.shapes.items()}
+        self.values["pruned"][:, ::2] = 0
+
+    def type_of(self, _name: str) -> TensorType:
+        return self._type
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        stored = self.values[name].astype(np.float16 if self._type is TensorType.F16 else np.float32)
+        return stored.reshape(-1).view(np.uint8)
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        return self.values[name].astype(np.float32)
+
+    def release(self) -> None:
+        pass
+
+
+def unpacked(weights: PackedWeights, name: str) -> NDArray[np.float32]:
+    matrix = weights.matrices[name]
+    rows = np.empty(matrix.shape, np.float32)
+    handle = _native.kernels.weight(matrix.format, *matrix.shape, matrix.data)
+    _native.kernels.unpack(I16_ISAS[0], handle, rows)
+    return rows
+
+
+@pytest.mark.parametrize("piece_values", [1, 2**20])
+@pytest.mark.parametrize("stored", [TensorType.F16, TensorType.F32])
+def test_zeros_are_left_out_where_that_is_smaller(
+    stored: TensorType,
+    piece_values: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("subsecond.backends.native.sparse_weights.PIECE_VALUES", piece_values)
+    source = PrunedSource(stored)
+    weights = pack_weights(source, dict.fromkeys(source.shapes, "F16_SPARSE"), 2)
+    assert {name: m.format for name, m in weights.matrices.items()} == {"pruned": "F16_SPARSE", "full": stored.name}
+    assert "1 of 2 weights have too few zeros" in caplog.text
+    about = SourceFile("model.gguf", "0" * 64, 1, 1)
+    with ArtifactWriter(tmp_path, model={}, source=about, shapes=source.shapes, packing={}) as writer:
+        for name, m in weights.matrices.items():
+            writer.add_tensor(name, m.data, packed_format=m.format, n=m.num_outputs, k=m.num_inputs)
+    for packed in (weights, read_packed_weights(Artifact.open(tmp_path))):
+        for name, values in source.values.items():
+            np.testing.assert_array_equal(unpacked(packed, name), values)
+    place = tmp_path / "subsecond" / "packed.bin"
+    content = bytearray(place.read_bytes())
+    content[Artifact.open(tmp_path).manifest.tensors["pruned"].offset] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(FormatError, match="weight 'pruned': offsets, masks and bytes of the sparse weight do not fit"):
+        read_packed_weights(Artifact.open(tmp_path))
+
+
+def test_weights_without_zeros_are_not_made_sparse() -> None:
+    with pytest.raises(UnsupportedError, match="makes none of 1 weights smaller"):
+        pack_weights(PrunedSource(TensorType.F16), {"full": "F16_SPARSE"}, 1)
+    source = PrunedSource(TensorType.F32)
+    large = source.raw("pruned").view(np.float32).copy()
+    large[1] = 1e6
+    source.raw = lambda _name: large.view(np.uint8)  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedError, match="'pruned' has weights beyond 65504"):
+        pack_weights(source, {"pruned": "F16_SPARSE"}, 1)
 
 
 def test_packed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

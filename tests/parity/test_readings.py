@@ -14,6 +14,7 @@ from subsecond.backends.native.weight_formats import Weights
 from subsecond.models.checkpoint import open_checkpoint
 from tests.unit.models.test_hf_folder import CONFIG, tiny_tensors, write_folder, write_tokenizer
 
+NESTED: tuple[Weights, ...] = ("nested8", "nested4")
 MIXTURE = {"default": "int8", "blk.1.ffn_down.weight": "int4", "blk.0.attn_output.weight": "stored"}
 
 
@@ -53,6 +54,33 @@ def test_a_mixture_runs_the_same_from_folder_and_artifact(folder: Path) -> None:
     assert again == variant
     np.testing.assert_array_equal(packed_logits, logits)
     np.testing.assert_array_equal(run(folder, "int8")[1], found["int8"][1])
+
+
+def test_an_artifact_of_nested_weights_serves_both_readings(folder: Path) -> None:
+    found = {weights: run(folder, weights) for weights in NESTED}
+    assert {name: variant for name, (variant, _) in found.items()} == {name: name for name in NESTED}
+    assert not np.array_equal(found["nested8"][1], found["nested4"][1])
+    native.write_artifact(open_checkpoint(folder), folder, weights="nested8")
+    (folder / "model.safetensors").rename(folder / "gone")  # so that nothing can be packed anew
+    for weights in NESTED:
+        assert native.is_packed(open_checkpoint(folder), weights)
+        variant, logits = run(folder, weights)
+        assert variant == weights
+        np.testing.assert_array_equal(logits, found[weights][1])
+
+
+def test_sparse_weights_have_the_logits_of_stored_ones(folder: Path) -> None:
+    tensors = {name: array.astype(np.float16) for name, array in tiny_tensors().items()}
+    for name, array in tensors.items():
+        if "proj" in name:
+            array[np.abs(array) < 0.7] = 0
+    write_folder(folder, CONFIG, tensors)
+    (variant, stored), (sparse_variant, sparse) = run(folder, "stored"), run(folder, "sparse")
+    assert (variant, sparse_variant) == ("faithful", "sparse")
+    np.testing.assert_array_equal(sparse, stored)
+    native.write_artifact(open_checkpoint(folder), folder, weights="sparse")
+    assert native.is_packed(open_checkpoint(folder), "sparse")
+    np.testing.assert_array_equal(run(folder)[1], stored)
 
 
 def test_readings_of_one_kind_are_the_weights_of_that_name(folder: Path) -> None:

@@ -64,7 +64,9 @@ def test_stored_weights_keep_their_types() -> None:
     assert formats({}, TensorType.Q4_0, token_embd_weight=TensorType.Q6_K) == found
 
 
-@pytest.mark.parametrize(("weights", "expected"), [("int8", "INT8"), ("int4", "INT4")])
+@pytest.mark.parametrize(
+    ("weights", "expected"), [("int8", "INT8"), ("int4", "INT4"), ("nested8", "NESTED8"), ("nested4", "NESTED4")]
+)
 def test_lossy_weights_are_those_of_the_layers(weights: str, expected: str) -> None:
     found = formats(weights, TensorType.Q4_0, is_tied=False, token_embd_weight=TensorType.Q6_K)
     matrices = {f for name, f in found.items() if name.startswith("blk") and "norm" not in name}
@@ -87,6 +89,15 @@ def test_a_type_without_kernels_can_be_made_lossy_but_not_kept() -> None:
 def test_another_word_is_refused_with_those_that_are_allowed() -> None:
     with pytest.raises(InputError, match=r"weights='int2' is not allowed; give one of stored, int8, int4"):
         check_weights("int2")
+
+
+def test_sparse_weights_are_those_of_the_layers_and_unquantized() -> None:
+    found = formats("sparse", TensorType.F16, blk_0_attn_q_weight=TensorType.BF16)
+    assert {f for name, f in found.items() if name.startswith("blk") and "norm" not in name} == {"F16_SPARSE"}
+    assert found["token_embd.weight"] == "F16"
+    assert name_formats(graph_of(), found) == "sparse"
+    with pytest.raises(UnsupportedError, match=r"'blk.0.attn_q.weight' is stored as Q4_0; the reading 'sparse' is for"):
+        formats("sparse", TensorType.F16, blk_0_attn_q_weight=TensorType.Q4_0)
 
 
 def test_readings_differ_from_layer_to_layer() -> None:

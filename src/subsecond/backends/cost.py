@@ -22,10 +22,16 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class WeightSize:
-    """Packed format of a weight and its bytes, those of all experts together."""
+    """Packed format of a weight and its bytes, those of all experts together; `unread_bytes` more lie in memory."""
 
     format: str
     num_bytes: int
+    unread_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.num_bytes + self.unread_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,7 @@ class CostModel:
         attentions = [op for graph in self._graphs for op in graph.ops if isinstance(op, Attention)]
         widths = sum(segment.memory.width + segment.memory.selected_width for segment in self._plan.segments)
         return MemoryCost(
-            weight_bytes=sum(self._weights[name].num_bytes for name in read if name in self._weights),
+            weight_bytes=sum(self._weights[name].held_bytes for name in read if name in self._weights),
             kv_bytes=sum(self._position_bytes(op) for op in attentions) * context_tokens,
             arena_bytes=widths * max_rows * FLOAT_BYTES,
         )

@@ -58,7 +58,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=WEIGHTS,
         help="stored computes with the blocks of the file; int8 and int4 are made from them when the model is loaded, "
-        "lossy and faster for long prompts and many users; default what `pull --weights` packed, else what the model's "
+        "lossy and faster for long prompts and many users; nested8 and nested4 are the same, read from one copy; "
+        "sparse leaves the zeros of a pruned model out; default what `pull --weights` packed, else what the model's "
         "config.json says, else stored",
     )
     engine.add_argument(

@@ -19,7 +19,7 @@ MODEL_HELP = (
     "`subsecond list` shows them, those of other programs included"
 )
 
-WEIGHTS = ("stored", "int8", "int4")
+WEIGHTS = ("stored", "int8", "int4", "nested8", "nested4", "sparse")
 KV_TYPES = ("f16", "int8")
 
 

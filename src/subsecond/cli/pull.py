@@ -39,7 +39,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--weights",
         choices=WEIGHTS,
         help="what is packed: stored keeps the blocks of the model; int8 and int4 are lossy, smaller than unquantized "
-        "weights and faster for long prompts and many users; default what the model's config.json says, else stored",
+        "weights and faster for long prompts and many users; nested8 and nested4 are two readings of one copy; sparse "
+        "leaves the zeros of a pruned model out; default what the model's config.json says, else stored",
     )
     parser.set_defaults(run=run)
 

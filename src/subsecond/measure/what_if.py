@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import get_args
 
 from subsecond.backends.cost import CostModel
 from subsecond.backends.native import Weights, measuring
@@ -21,6 +20,7 @@ HOW_TO_MEASURE = (
 PROMPT_FACTORS = (2, 4)
 CONTEXT_FACTORS = (4, 16)
 THREAD_FACTORS = (2, 4)  # beyond those measured
+GUESSED_WEIGHTS: tuple[Weights, ...] = ("stored", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _threads(request: ServedRequest, probe: Probe) -> Iterator[Guess]:
 
 
 def _weights(request: ServedRequest, probe: Probe) -> Iterator[Guess]:
-    for weights in get_args(Weights):
+    for weights in GUESSED_WEIGHTS:
         try:
             model = cost_model(
                 request.checkpoint, probe, request.context_tokens, weights, request.backend.config.num_threads

@@ -9,7 +9,7 @@ import pytest
 from subsecond import _native
 from subsecond.backends.native import measuring, timing_attention, timing_linears
 from subsecond.backends.native.trial import Trial, WeightPool, typical
-from subsecond.backends.native.weight_formats import PACKED_FORMATS
+from subsecond.backends.native.weight_formats import MEASURED_FORMATS
 from subsecond.backends.probe import VALUE_OPERATORS
 from subsecond.backends.probe_store import parse_probe, probe_json
 
@@ -32,7 +32,7 @@ def test_every_figure_is_measured(num_threads: int) -> None:
     probe = measuring.measure(num_threads=num_threads)
     assert parse_probe(probe_json(probe), "test") == probe
     assert probe.fingerprint == measuring.fingerprint(num_threads=num_threads)
-    assert set(probe.linears) == set(PACKED_FORMATS)
+    assert set(probe.linears) == set(MEASURED_FORMATS)
     assert set(probe.values) == set(VALUE_OPERATORS)
     assert {peak.isa for peak in probe.peaks} == set(_native.available_isas())
     assert {peak.num_threads for peak in probe.peaks} == {1, num_threads}
@@ -48,7 +48,7 @@ def test_every_figure_is_measured(num_threads: int) -> None:
 def test_slow_kernels_are_measured_with_fewer_rows_and_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LINEARS_LIMIT_S", 0.0)
     monkeypatch.setattr(measuring, "ATTENTION_LIMIT_S", 0.0)
-    monkeypatch.setattr(measuring, "PACKED_FORMATS", ("Q4_0", "Q8_0"))
+    monkeypatch.setattr(measuring, "MEASURED_FORMATS", ("Q4_0", "Q8_0"))
     probe = measuring.measure("scalar", num_threads=1)
     assert probe.fingerprint.isa == "scalar"
     assert all(speed.weight_s.rows == (1,) for speed in probe.linears.values())

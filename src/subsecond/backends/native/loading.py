@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from subsecond import _native
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
 from subsecond.backends.native.weight_formats import (
+    NESTED_READINGS,
     VECTOR_FORMAT,
     Weights,
     check_weights,
@@ -121,6 +122,7 @@ def load(
     config = NativeConfig(chosen, threads, max_rows, num_blocks, kv_type)
     if checkpoint.artifact is not None and is_packed(checkpoint, weights):
         packed = read_packed_weights(checkpoint.artifact)
+        packed = packed.read_as(weights) if weights in NESTED_READINGS else packed
     else:
         formats = choose_formats(segment.graph, checkpoint.weights, readings_of(checkpoint.readings, weights))
         packed = pack_weights(checkpoint.weights, formats, threads)
@@ -136,12 +138,14 @@ def check_kv(kv: str) -> None:
 def is_packed(checkpoint: Checkpoint, weights: str | None = None) -> bool:
     """Whether `checkpoint` has an artifact in the layout of these kernels, and with such weights; None for any.
 
-    `weights` is a name that `packed_weights` gives.
+    `weights` is a name that `packed_weights` gives; the two nested readings have the same bytes.
     """
     if checkpoint.artifact is None:
         return False
     packing = checkpoint.artifact.manifest.packing
-    return packing.get("layout") == LAYOUT_VERSION and weights in (None, packing.get("weights", "stored"))
+    found = packing.get("weights", "stored")
+    is_nested = found in NESTED_READINGS and weights in NESTED_READINGS
+    return packing.get("layout") == LAYOUT_VERSION and (is_nested or weights in (None, found))
 
 
 def packed_weights(checkpoint: Checkpoint, weights: Weights | None) -> str:

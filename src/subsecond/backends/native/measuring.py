@@ -21,7 +21,7 @@ from subsecond.backends.native.loading import ISA_VARIABLE, choose_isa
 from subsecond.backends.native.timing_attention import AttentionTimer, time_attention
 from subsecond.backends.native.timing_linears import LinearTimer, time_linears
 from subsecond.backends.native.trial import Trial, WeightPool, typical
-from subsecond.backends.native.weight_formats import PACKED_FORMATS
+from subsecond.backends.native.weight_formats import MEASURED_FORMATS
 from subsecond.backends.native.weights import LAYOUT_VERSION
 from subsecond.backends.probe import VALUE_OPERATORS, Fingerprint, Overheads, Peak, Probe, ReadRate
 from subsecond.backends.sampling import sample
@@ -78,7 +78,7 @@ def measure(isa: str | None = None, num_threads: int | None = None) -> Probe:
     read_rates = measure_read_rates(threads, THREAD_BYTES)
     pool = WeightPool(POOL_BYTES)
     overheads = _overheads(pool, owner)
-    linear_timer = LinearTimer(pool, PACKED_FORMATS, owner.isa, threads, overheads.call_s)
+    linear_timer = LinearTimer(pool, MEASURED_FORMATS, owner.isa, threads, overheads.call_s)
     linears, activation_s = time_linears(linear_timer, read_rates, LINEARS_LIMIT_S)
     attention_timer = AttentionTimer(pool, owner.isa, threads, overheads.call_s)
     memory_rate = read_rates[-1].bytes_s

@@ -11,13 +11,16 @@ from subsecond.graph.ops import Linear, weights_of
 from subsecond.models.readings import DEFAULT_NAME
 from subsecond.models.weights import WeightSource
 
-Weights = Literal["stored", "int8", "int4"]
+Weights = Literal["stored", "int8", "int4", "nested8", "nested4", "sparse"]
 """A reading for the linears of all layers. "stored": the blocks of the file, faithfully. "int8" and "int4": channel
 formats with activations of eight bits, lossy and faster; the output head and tables stay as they are, or become Q8_0
-where the file has them unquantized."""
+where the file has them unquantized. "nested8" and "nested4": the same precisions, read from one copy. "sparse": the
+half precision weights of a pruned model without their zeros."""
 
 VECTOR_FORMAT = "vector"
-CHANNEL_FORMATS = {"int8": "INT8", "int4": "INT4"}
+CHANNEL_FORMATS = {"int8": "INT8", "int4": "INT4", "nested8": "NESTED8", "nested4": "NESTED4"}
+NESTED_READINGS = ("nested8", "nested4")  # of the same bytes
+SPARSE_FORMAT = "F16_SPARSE"
 OTHER_READINGS = ("stored", "int8")  # of tables, output heads and experts
 UNQUANTIZED_FORMATS = ("F32", "F16", "BF16")
 _TILE_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
@@ -25,6 +28,9 @@ _SUPER_BLOCK_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 MIXED = "mixed"  # stands for readings that differ from weight to weight
 STORED_FORMATS = (*UNQUANTIZED_FORMATS, *_TILE_FORMATS, *_SUPER_BLOCK_FORMATS)
 PACKED_FORMATS = (*STORED_FORMATS, *CHANNEL_FORMATS.values())
+"""Formats whose size follows from a weight's shape: all but SPARSE_FORMAT."""
+MEASURED_FORMATS = (*STORED_FORMATS, "INT8", "INT4")
+"""Formats that the cost model knows; nested ones are read as these are."""
 MAX_CHANNEL_INPUTS = 65536
 _BLOCK_INPUTS = 32  # of Q8_0
 
@@ -88,10 +94,15 @@ def _choose(source: WeightSource, name: str, reading: str, *, is_layer: bool) ->
     if len(shape) == 1:
         return VECTOR_FORMAT
     stored = source.type_of(name).name
-    if is_layer and reading != "stored" and shape[-1] <= MAX_CHANNEL_INPUTS:
-        if reading not in CHANNEL_FORMATS:
-            raise UnsupportedError(f"tensor {name!r}: the native backend has no kernels for the reading {reading!r}")
+    if is_layer and reading in CHANNEL_FORMATS and shape[-1] <= MAX_CHANNEL_INPUTS:
         return CHANNEL_FORMATS[reading]
+    if is_layer and reading == "sparse":
+        if stored not in UNQUANTIZED_FORMATS:
+            raise UnsupportedError(
+                f"tensor {name!r} is stored as {stored}; the reading 'sparse' is for pruned weights that are stored "
+                f"unquantized: {', '.join(UNQUANTIZED_FORMATS)}. Use another reading, or prune the original model"
+            )
+        return SPARSE_FORMAT
     if reading == "int8" and stored in UNQUANTIZED_FORMATS and len(shape) == 2 and shape[1] % _BLOCK_INPUTS == 0:
         return "Q8_0"
     if stored not in STORED_FORMATS:
@@ -114,6 +125,6 @@ def layer_linears(graph: Graph) -> frozenset[str]:
 
 def name_formats(graph: Graph, formats: Mapping[str, str]) -> str:
     """The readings of the linears of layers that gave these formats, "faithful" for stored ones, joined by "+"."""
-    names = {packed: reading for reading, packed in CHANNEL_FORMATS.items()}
+    names = {packed: reading for reading, packed in (*CHANNEL_FORMATS.items(), ("sparse", SPARSE_FORMAT))}
     found = {names.get(formats[name], "faithful") for name in layer_linears(graph)}
-    return "+".join(name for name in ("faithful", *CHANNEL_FORMATS) if name in found) or "faithful"
+    return "+".join(name for name in ("faithful", *names.values()) if name in found) or "faithful"

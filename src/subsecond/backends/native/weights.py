@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
-from subsecond.backends.native.weight_formats import CHANNEL_FORMATS, PACKED_FORMATS, VECTOR_FORMAT
-from subsecond.core.errors import FormatError
+from subsecond.backends.native.sparse_weights import check_sparse, pack_sparse, sparse_size
+from subsecond.backends.native.weight_formats import (
+    CHANNEL_FORMATS,
+    NESTED_READINGS,
+    PACKED_FORMATS,
+    SPARSE_FORMAT,
+    VECTOR_FORMAT,
+)
+from subsecond.core.errors import FormatError, UnsupportedError
 from subsecond.formats.artifact import Artifact
 from subsecond.formats.gguf_types import dequantize, quantize_q8_0
 from subsecond.models.weights import WeightSource
@@ -25,6 +33,7 @@ COPY_LIMIT_BYTES = 256 * 2**20
 is read up to 1.5 times as fast from huge pages (a Sapphire Rapids), and 97 MB are copied in 15 ms. From memory the two
 are equally fast (765 MB: 25.2 ms a token mapped, 25.4 ms copied, on a Zen 5), and there a copy costs 0.1 to 1.5 s."""
 _ALIGNMENT = 64
+_log = logging.getLogger(__name__)
 _PANEL_OUTPUTS = 16
 
 
@@ -68,6 +77,23 @@ class PackedWeights:
         """Bytes that a step may read."""
         return sum(m.data.size for m in self.matrices.values()) + sum(v.nbytes for v in self.vectors.values())
 
+    def read_as(self, reading: str) -> PackedWeights:
+        """The same bytes, with that reading of all nested weights: "nested8" or "nested4"."""
+        nested = {CHANNEL_FORMATS[name] for name in NESTED_READINGS}
+        matrices = {
+            name: replace(m, format=CHANNEL_FORMATS[reading]) if m.format in nested else m
+            for name, m in self.matrices.items()
+        }
+        return PackedWeights(matrices, self.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSize:
+    """The format that a matrix is packed in and its bytes."""
+
+    format: str
+    num_bytes: int
+
 
 def pack_weights(
     source: WeightSource,
@@ -75,35 +101,51 @@ def pack_weights(
     num_threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackedWeights:
-    """Pack weights of `source` into one allocation, each in its format; `progress` gets (bytes done, bytes in all)."""
+    """Pack weights of `source` into one allocation, each in its format; `progress` gets (bytes done, bytes in all).
+
+    Formats and errors as of `packed_sizes`.
+    """
     vectors = {n: source.dequantize(n).reshape(-1) for n, f in formats.items() if f == VECTOR_FORMAT}
     sizes = packed_sizes(source, formats)
-    total = sum(_aligned(size) for size in sizes.values())
+    total = sum(_aligned(size.num_bytes) for size in sizes.values())
     memory = _native.allocate(total)
     matrices: dict[str, PackedMatrix] = {}
     offset = 0
     for name, size in sizes.items():
         *count, num_outputs, num_inputs = source.shapes[name]
-        data = memory[offset : offset + size]
-        matrices[name] = PackedMatrix(formats[name], num_outputs, num_inputs, data, *count)
-        offset += _aligned(size)
+        data = memory[offset : offset + size.num_bytes]
+        matrices[name] = PackedMatrix(size.format, num_outputs, num_inputs, data, *count)
+        offset += _aligned(size.num_bytes)
 
     def pack(name: str) -> int:
         _pack(source, name, matrices[name])
-        return _aligned(sizes[name])
+        return _aligned(sizes[name].num_bytes)
 
     done = 0
     with ThreadPoolExecutor(num_threads) as pool:
-        for size in pool.map(pack, sorted(sizes, key=lambda name: -sizes[name])):
+        for size in pool.map(pack, sorted(sizes, key=lambda name: -sizes[name].num_bytes)):
             done += size
             if progress:
                 progress(done, total)
     return PackedWeights(matrices, vectors)
 
 
-def packed_sizes(source: WeightSource, formats: Mapping[str, str]) -> dict[str, int]:
-    """Packed bytes of each weight that is a matrix, in the given formats."""
-    return {n: _packed_size(f, source.shapes[n]) for n, f in formats.items() if f != VECTOR_FORMAT}
+def packed_sizes(source: WeightSource, formats: Mapping[str, str]) -> dict[str, PackedSize]:
+    """Format and bytes of each weight that is a matrix, in the given formats; reads those of SPARSE_FORMAT.
+
+    Those that would not be smaller without their zeros keep their stored format. UnsupportedError when none would.
+    """
+    sizes = {n: _packed_size(source, n, f) for n, f in formats.items() if f != VECTOR_FORMAT}
+    wanted = [name for name, packed in formats.items() if packed == SPARSE_FORMAT]
+    kept = [name for name in wanted if sizes[name].format != SPARSE_FORMAT]
+    if wanted and kept == wanted:
+        raise UnsupportedError(
+            f"the reading 'sparse' makes none of {len(wanted)} weights smaller: it takes more than some 7 % of zeros. "
+            "Leave it out, or prune the model"
+        )
+    if kept:
+        _log.warning("%d of %d weights have too few zeros to be smaller as sparse ones", len(kept), len(wanted))
+    return sizes
 
 
 def read_packed_weights(artifact: Artifact) -> PackedWeights:
@@ -123,11 +165,15 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
                 )
             vectors[name] = data.view(np.float32)
             continue
-        if tensor.format not in PACKED_FORMATS:
+        if tensor.format not in (*PACKED_FORMATS, SPARSE_FORMAT):
             raise FormatError(f"{artifact.path}: weight {name!r} has the unknown packed format {tensor.format!r}")
         try:
+            if tensor.format == SPARSE_FORMAT:
+                check_sparse(tensor.n, tensor.k, data)
+                matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data)
+                continue
             expected = tensor.count * _native.packed_size(tensor.format, tensor.n, tensor.k)
-        except ValueError as error:
+        except (ValueError, FormatError) as error:
             raise FormatError(f"{artifact.path}: weight {name!r}: {error}; {artifact.remedy}") from error
         if tensor.num_bytes != expected:
             raise FormatError(f"{artifact.path}: weight {name!r} has {tensor.num_bytes} bytes, which its shape forbids")
@@ -140,6 +186,8 @@ def _pack(source: WeightSource, name: str, matrix: PackedMatrix) -> None:
 
     One that does not keep its stored blocks becomes float32 on the way.
     """
+    if matrix.format == SPARSE_FORMAT:
+        return pack_sparse(source, name, matrix.data)
     stored, raw = source.type_of(name), source.raw(name)
     num_outputs, num_inputs = matrix.num_outputs, matrix.num_inputs
     row_bytes = raw.size // (matrix.count * num_outputs)
@@ -168,9 +216,13 @@ def _pack_values(values: NDArray[np.float32], matrix: PackedMatrix, index: int, 
         _native.pack_into(matrix.format, len(values), matrix.num_inputs, quantize_q8_0(values), packed)
 
 
-def _packed_size(stored: str, shape: tuple[int, ...]) -> int:
-    *count, num_outputs, num_inputs = shape
-    return math.prod(count) * _native.packed_size(stored, num_outputs, num_inputs)
+def _packed_size(source: WeightSource, name: str, wanted: str) -> PackedSize:
+    *count, num_outputs, num_inputs = source.shapes[name]
+    if wanted != SPARSE_FORMAT:
+        return PackedSize(wanted, math.prod(count) * _native.packed_size(wanted, num_outputs, num_inputs))
+    sparse = PackedSize(SPARSE_FORMAT, sparse_size(source, name))
+    dense = _native.packed_size("F16", num_outputs, num_inputs)
+    return sparse if sparse.num_bytes < dense else _packed_size(source, name, source.type_of(name).name)
 
 
 def _aligned(num_bytes: int) -> int:
