@@ -56,7 +56,7 @@ class Engine(Protocol):
 class Subsecond:
     """Ours; `weights` is the argument of subsecond.load, and is passed only when it is named."""
 
-    weights: tuple[str | None, ...] = (None, "stored", "int8", "int4")
+    weights: tuple[str | None, ...] = (None, "stored", "int8", "int4", "nested8", "nested4", "sparse")
     has_isas = True
     is_for_prompts_only = False
 

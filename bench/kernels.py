@@ -18,12 +18,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from bench.compare import names_of
 from subsecond import _native
 from subsecond.backends.native import measuring
 from subsecond.backends.native.timing_attention import AttentionTimer
 from subsecond.backends.native.trial import Trial, WeightPool
-from subsecond.backends.native.weight_formats import PACKED_FORMATS
+from subsecond.backends.native.weight_formats import PACKED_FORMATS, SPARSE_FORMAT
+from subsecond.backends.native.weights import PackedMatrix
 from subsecond.backends.probe import read_rate
 from subsecond.core.hardware import probe as describe_machine
 
@@ -40,7 +43,10 @@ SHAPES: Mapping[str, tuple[int, int]] = {  # inputs, outputs
     "gate-up-smollm2": (576, 3072),
     "down-smollm2": (1536, 576),
     "qkv-smollm2": (576, 960),
+    "o-smollm2": (576, 576),
 }
+SPARSE_ZEROS = {"F16_SPARSE50": 0.5, "F16_SPARSE80": 0.8, "F16_SPARSE90": 0.9}  # F16_SPARSE by its share of zeros
+FORMATS = (*PACKED_FORMATS, *SPARSE_ZEROS)
 CONTEXTS = (1024, 8192)
 HEADS = {"1b": (64, 8, 4), "smollm2": (64, 3, 3)}  # width of a head, key/value heads, query heads for each
 NUM_RUNS = 5
@@ -89,18 +95,43 @@ class Peaks:
         )
 
 
+def layers_of(num_bytes: int) -> int:
+    """How many linears of that size come from memory in one step."""
+    return min(MAX_LAYERS, -(-MEMORY_BYTES // num_bytes))
+
+
+def add_sparse(trial: Trial, outputs: int, inputs: int, zeros: float) -> tuple[int, int]:
+    """Add linears y0, y1, ... of one weight with that share of zeros, copied for each; its bytes, and how many."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((outputs, inputs), dtype=np.float32)
+    values[rng.random((outputs, inputs), dtype=np.float32) < zeros] = 0
+    bits = values.astype(np.float16).view(np.uint16)
+    num_bytes = _native.sparse_size(outputs, inputs, bits, 0)
+    num_layers = layers_of(num_bytes)
+    memory = _native.allocate(num_layers * num_bytes).reshape(num_layers, num_bytes)
+    _native.pack_sparse_into(outputs, inputs, bits, 0, memory[0])
+    memory[1:] = memory[0]
+    for layer in range(num_layers):
+        matrix = PackedMatrix(SPARSE_FORMAT, outputs, inputs, memory[layer])
+        trial.graph.linear(f"y{layer}", "x", trial.add(f"y{layer}.weight", matrix), outputs)
+    return num_bytes, num_layers
+
+
 def time_linears(
     pool: WeightPool, peaks: Peaks, isa: str, shape: str, formats: Sequence[str], rows: Sequence[int], num_threads: int
 ) -> Iterator[Result]:
     """Every format at one shape; enough layers that each step reads weights from memory."""
     inputs, outputs = SHAPES[shape]
     for kind in formats:
-        num_bytes = _native.packed_size(kind, outputs, inputs)
-        num_layers = min(MAX_LAYERS, -(-MEMORY_BYTES // num_bytes))
         trial = Trial(pool)
         trial.source("x", inputs)
-        for layer in range(num_layers):
-            trial.linear(f"y{layer}", "x", kind, outputs)
+        if kind in SPARSE_ZEROS:
+            num_bytes, num_layers = add_sparse(trial, outputs, inputs, SPARSE_ZEROS[kind])
+        else:
+            num_bytes = _native.packed_size(kind, outputs, inputs)
+            num_layers = layers_of(num_bytes)
+            for layer in range(num_layers):
+                trial.linear(f"y{layer}", "x", kind, outputs)
         runner = trial.start("x", isa, num_threads, max(rows))
         for count in rows:
             seconds = runner.operator_seconds(NUM_RUNS, count)
@@ -167,7 +198,7 @@ def main() -> None:
     isas = [name for name in _native.available_isas() if name != "scalar"]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--isas", type=names_of, default=isas)
-    parser.add_argument("--formats", type=names_of, default=list(PACKED_FORMATS), help=", ".join(PACKED_FORMATS))
+    parser.add_argument("--formats", type=names_of, default=list(FORMATS), help=", ".join(FORMATS))
     parser.add_argument("--shapes", type=names_of, default=list(SHAPES), help=", ".join(SHAPES))
     parser.add_argument("--heads", type=names_of, default=list(HEADS), help=", ".join(HEADS) + "; none")
     parser.add_argument("--rows", type=names_of, default=["1", "8", "32", "128", "512"])
