@@ -39,7 +39,8 @@ class Weight:
         return packed
 
     def sparse(self) -> _native.kernels.Weight:
-        return kernels.weight("F16_SPARSE", *self.values.shape, self.packed())
+        num_outputs, num_inputs = self.values.shape
+        return kernels.weight("F16_SPARSE", num_outputs, num_inputs, self.packed())
 
 
 def random_weight(n: int, k: int, density: float, rng: np.random.Generator) -> Weight:

@@ -123,8 +123,8 @@ def pack_weights(
 
     done = 0
     with ThreadPoolExecutor(num_threads) as pool:
-        for size in pool.map(pack, sorted(sizes, key=lambda name: -sizes[name].num_bytes)):
-            done += size
+        for num_bytes in pool.map(pack, sorted(sizes, key=lambda name: -sizes[name].num_bytes)):
+            done += num_bytes
             if progress:
                 progress(done, total)
     return PackedWeights(matrices, vectors)
