@@ -5,6 +5,7 @@ A linear is MatMul with the weight [inputs, outputs]. What a stored type becomes
     F32, F16, BF16   the same, cast to float32 where it is used
     Q8_0, Q4_0       int8 or int4 behind DequantizeLinear, with a scale for 32 inputs; exact
     Q4_1             uint4 likewise; the minimums are a second product, with the sums of groups of inputs
+    Q5_0, IQ4_NL     as Q8_0, which is exact too
     others           float16, rounded
 """
 
@@ -20,7 +21,7 @@ from onnx import TensorProto
 
 from subsecond.compress.onnx_nodes import NodeList
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
-from subsecond.models.compressed_parts import to_plain
+from subsecond.models.compressed_parts import as_q8_0, to_plain
 from subsecond.models.weights import StoredTensor, WeightSource
 
 DATA_NAME = "model.onnx.data"
@@ -116,7 +117,7 @@ class OnnxWeights:
 
     def _read(self, name: str) -> StoredTensor:
         source = self._source
-        return StoredTensor(source.type_of(name), source.shapes[name], source.raw(name))
+        return as_q8_0(StoredTensor(source.type_of(name), source.shapes[name], source.raw(name)))
 
     def _cast(self, name: str) -> str:
         return self._nodes.add("Cast", name, to=TensorProto.FLOAT)

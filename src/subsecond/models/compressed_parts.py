@@ -19,6 +19,7 @@ from subsecond.models.weights import StoredTensor
 
 GROUP_SIZE = 32
 PLAIN_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
+_BYTE_TYPES = (TensorType.Q5_0, TensorType.IQ4_NL)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -70,8 +71,10 @@ Parts = Mapping[str, Part]
 def pack(tensor: StoredTensor) -> tuple[PackScheme, Parts] | None:
     """The parts of a quantized matrix by name, and their scheme; None for a type that compressed-tensors cannot say.
 
-    That is every type but Q4_0, Q8_0, and Q4_1 where each minimum is minus an integer of 0 to 15 times the scale.
+    That is every type but Q4_0, Q8_0, those that `as_q8_0` knows, and Q4_1 where each minimum is minus an integer of 0
+    to 15 times the scale.
     """
+    tensor = as_q8_0(tensor)
     if tensor.type not in (TensorType.Q4_0, TensorType.Q4_1, TensorType.Q8_0) or len(tensor.shape) != 2:
         return None
     outputs, inputs = tensor.shape
@@ -110,6 +113,25 @@ def pack_channels(values: NDArray[np.float32]) -> tuple[PackScheme, Parts]:
         "weight_scale": Part("F32", scales.shape, _bytes(scales.astype("<f4"))),
     }
     return PackScheme("int-quantized", 8, "channel", has_int8_inputs=True), parts
+
+
+def as_q8_0(tensor: StoredTensor) -> StoredTensor:
+    """A weight in Q5_0 or IQ4_NL as Q8_0, which holds the same values: integers of a byte times the scale; others as
+    they are.
+    """
+    if tensor.type not in _BYTE_TYPES:
+        return tensor
+    blocks = tensor.raw.reshape(-1, BLOCK_LAYOUTS[tensor.type].num_bytes)
+    scales = np.ascontiguousarray(blocks[:, :2])
+    steps = scales.view("<f2").astype(np.float32)
+    values = tensor.dequantize().reshape(-1, GROUP_SIZE)
+    with np.errstate(all="ignore"):
+        codes = np.nan_to_num(np.rint(values / steps)).astype(np.int8)
+        is_exact = np.array_equal(codes * steps, values)
+    if not is_exact:  # damaged scales
+        return tensor
+    stored = np.concatenate([scales, codes.view(np.uint8)], axis=1)
+    return StoredTensor(TensorType.Q8_0, tensor.shape, stored.reshape(-1))
 
 
 def to_plain(tensor: StoredTensor) -> StoredTensor:

@@ -89,9 +89,9 @@ def change_config(
 
 
 def change_tokens(content: Json, tokens: Tokens) -> None:
-    """Name the tokens of another vocabulary in a config.json; one for padding, whose id is not known, is left out."""
+    """Name the tokens of another vocabulary in a config.json; one for padding, whose id is not known, there is none."""
     content["bos_token_id"], content["eos_token_id"] = tokens.bos, _one_or_all(tokens.ends)
-    content.pop("pad_token_id", None)
+    content["pad_token_id"] = None  # a class has the id of its own models where this is left out
 
 
 def differing_fields(

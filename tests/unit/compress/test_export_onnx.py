@@ -36,7 +36,7 @@ def run(folder: Path, ids: Sequence[Sequence[int]], output: str = "logits") -> N
 
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize(
-    "rule", [all_of(name) for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0")] + [mixed]
+    "rule", [all_of(name) for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")] + [mixed]
 )
 def test_every_type_computes_what_the_reference_does(tmp_path: Path, rule: TypeRule, is_tied: bool) -> None:
     source = open_checkpoint(write_gguf(tmp_path / "a.gguf", SMALL, tensors_of(SMALL, rule, is_tied=is_tied)))

@@ -132,6 +132,14 @@ def test_a_minimum_that_is_a_multiple_of_the_scale_stays(tmp_path: Path, caplog:
     assert np.array_equal(weights.dequantize("blk.1.ffn_up.weight"), free.dequantize().astype(np.float16))
 
 
+def test_codes_that_fit_a_byte_stay_exact(tmp_path: Path) -> None:
+    source = open_small(tmp_path, all_of("Q5_0"))
+    found = copy(source, tmp_path / "out")
+    assert found.weights.type_of("blk.0.ffn_up.weight") is TensorType.Q8_0
+    wanted = source.weights.dequantize("blk.0.ffn_up.weight")
+    assert np.array_equal(found.weights.dequantize("blk.0.ffn_up.weight"), wanted)
+
+
 def test_one_scale_for_a_row_becomes_a_channel(tmp_path: Path) -> None:
     source = open_small(tmp_path)
     tensors = tensors_of(SMALL, all_of("Q8_0"))
