@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,3 +118,16 @@ def test_onnx(name: str, case_of: Callable[[str], Case], tmp_path: Path) -> None
     session = onnxruntime.InferenceSession(tmp_path / "out" / MODEL_NAME, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"input_ids": np.array([case.tokens], np.int64)})
     assert_same(np.asarray(found)[0], case.expected)
+
+
+def test_the_text_part_of_a_model_for_images_stands_alone(case_of: Callable[[str], Case], tmp_path: Path) -> None:
+    case = case_of("gemma3")
+    shutil.copytree(case.opened.path, tmp_path / "whole")
+    text = json.loads((tmp_path / "whole" / "config.json").read_text())
+    del text["architectures"]
+    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(whole))
+    export_compressed(open_checkpoint(tmp_path / "whole"), tmp_path / "text", ignore, has_int8=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32)
+    with torch.no_grad():
+        assert_same(model(torch.tensor([case.tokens])).logits[0].numpy(), case.expected)

@@ -6,7 +6,8 @@ code lowest, and "int-quantized" with rows of int8. Scales and zeros of groups o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond.core.errors import FormatError
-from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
+from subsecond.formats.gguf_types import BLOCK_LAYOUTS, CHUNK_ELEMENTS, TensorType, dequantize
 from subsecond.models.weights import StoredTensor
 
 GROUP_SIZE = 32
@@ -121,16 +122,17 @@ def as_q8_0(tensor: StoredTensor) -> StoredTensor:
     """
     if tensor.type not in _BYTE_TYPES:
         return tensor
-    blocks = tensor.raw.reshape(-1, BLOCK_LAYOUTS[tensor.type].num_bytes)
-    scales = np.ascontiguousarray(blocks[:, :2])
-    steps = scales.view("<f2").astype(np.float32)
-    values = tensor.dequantize().reshape(-1, GROUP_SIZE)
-    with np.errstate(all="ignore"):
-        codes = np.nan_to_num(np.rint(values / steps)).astype(np.int8)
-        is_exact = np.array_equal(codes * steps, values)
-    if not is_exact:  # damaged scales
-        return tensor
-    stored = np.concatenate([scales, codes.view(np.uint8)], axis=1)
+    num_bytes = BLOCK_LAYOUTS[tensor.type].num_bytes
+    stored = np.empty((tensor.raw.size // num_bytes, 34), np.uint8)
+    for start, values in _chunks(tensor):
+        place = slice(start // GROUP_SIZE, (start + values.size) // GROUP_SIZE)
+        scales = np.ascontiguousarray(tensor.raw.reshape(-1, num_bytes)[place, :2])
+        steps, values = scales.view("<f2").astype(np.float32), values.reshape(-1, GROUP_SIZE)
+        with np.errstate(all="ignore"):
+            codes = np.nan_to_num(np.rint(values / steps)).astype(np.int8)
+            if not np.array_equal(codes * steps, values):  # damaged scales
+                return tensor
+        stored[place] = np.concatenate([scales, codes.view(np.uint8)], axis=1)
     return StoredTensor(TensorType.Q8_0, tensor.shape, stored.reshape(-1))
 
 
@@ -138,10 +140,25 @@ def to_plain(tensor: StoredTensor) -> StoredTensor:
     """The weight decoded: as F16, or as F32 where float16 would not hold its values; plain ones as they are."""
     if tensor.type in PLAIN_TYPES:
         return tensor
-    values = tensor.dequantize()
-    largest = np.abs(values).max(initial=0)
-    kind = TensorType.F16 if np.isfinite(largest) and largest <= _HALF_MAX else TensorType.F32
-    return StoredTensor(kind, tensor.shape, _bytes(values.astype("<f2" if kind is TensorType.F16 else "<f4")))
+    halves = np.empty(math.prod(tensor.shape), "<f2")
+    for start, values in _chunks(tensor):
+        if not np.abs(values).max(initial=0) <= _HALF_MAX:
+            return StoredTensor(TensorType.F32, tensor.shape, _bytes(tensor.dequantize().astype("<f4")))
+        halves[start : start + values.size] = values
+    return StoredTensor(TensorType.F16, tensor.shape, _bytes(halves))
+
+
+def _chunks(tensor: StoredTensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The decoded elements in parts with the place of their first, so that a table is never decoded as a whole."""
+    layout = BLOCK_LAYOUTS[tensor.type]
+    blocks = tensor.raw.reshape(-1, layout.num_bytes)
+    step = max(1, CHUNK_ELEMENTS // layout.num_elements)
+    for first in range(0, len(blocks), step):
+        part = blocks[first : first + step]
+        yield (
+            first * layout.num_elements,
+            dequantize(tensor.type, part.reshape(-1), (len(part) * layout.num_elements,)),
+        )
 
 
 def _pack_bytes(blocks: NDArray[np.uint8], scales: NDArray[np.float16]) -> tuple[PackScheme, Parts]:

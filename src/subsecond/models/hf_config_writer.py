@@ -78,7 +78,7 @@ def change_config(
     if "layer_types" not in content and before.window_layers != config.window_layers and config.window:
         content["layer_types"] = _layer_list("layer_types", config)
     if hf_type.model_class is not None:
-        content["architectures"] = [hf_type.model_class] if "text_config" in source else content.get("architectures")
+        content.setdefault("architectures", [hf_type.model_class])  # the text part of a model for images has none
     padding = content.get("pad_token_id")
     if isinstance(padding, int) and padding >= config.vocab_size:
         content["pad_token_id"] = None

@@ -24,13 +24,13 @@ from subsecond.models.word_rules import adds_bos_by_default, find_word_rule, sen
 PREFIX = "tokenizer.ggml."
 
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_MODELS = {"gpt2": ModelKind.BYTE_LEVEL, "llama": ModelKind.SENTENCEPIECE, "bert": ModelKind.WORDPIECE}
+MODELS = {"gpt2": ModelKind.BYTE_LEVEL, "llama": ModelKind.SENTENCEPIECE, "bert": ModelKind.WORDPIECE}
 
 
 def read_gguf_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     """Read and check it; FormatError when it is damaged, UnsupportedError for a kind or word rule not known."""
     model = metadata.get(PREFIX + "model")
-    if not isinstance(model, str) or model not in _MODELS:
+    if not isinstance(model, str) or model not in MODELS:
         raise UnsupportedError(
             f"the vocabulary is of kind {shorten(model)}; supported are 'gpt2' (byte-level BPE), "
             "'llama' (SentencePiece) and 'bert' (WordPiece)"
@@ -43,7 +43,7 @@ def read_gguf_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
         ModelKind.SENTENCEPIECE: _sentencepiece,
         ModelKind.WORDPIECE: _wordpiece,
     }
-    return readers[_MODELS[model]](metadata, tokens)
+    return readers[MODELS[model]](metadata, tokens)
 
 
 def _byte_level(metadata: Mapping[str, object], tokens: list[str]) -> Vocabulary:

@@ -13,10 +13,10 @@ from subsecond.formats.gguf_writer import Value
 from subsecond.models.token_table import MemoryTable
 from subsecond.models.tokenizer import Tokenizer
 from subsecond.models.vocabulary import ModelKind, TokenKind, Vocabulary
-from subsecond.models.vocabulary_gguf import PREFIX
+from subsecond.models.vocabulary_gguf import MODELS, PREFIX
 from subsecond.models.word_rules import find_rule_name
 
-_SPELLINGS = {ModelKind.BYTE_LEVEL: "gpt2", ModelKind.SENTENCEPIECE: "llama", ModelKind.WORDPIECE: "bert"}
+_SPELLINGS = {kind: name for name, kind in MODELS.items()}
 _NO_SCORE = -1e6
 """Of tokens that no merge makes; far below all others, and exact in float32."""
 
