@@ -60,11 +60,13 @@ def learn_rounding(
     num_batches: int,
     options: AutoRoundOptions | None = None,
     statistics: Mapping[str, InputStatistics] | None = None,
+    starts: Mapping[str, Floats] | None = None,
 ) -> dict[str, tuple[StoredTensor, QuantizationReport]]:
     """Round `weights` float32 [out, in], all together, so that `loss` is small over the batches 0 to num_batches - 1.
 
     grids       where to start; scales of super-blocks stay, since they are integers
     statistics  by name of the weight, for the reports
+    starts      what to round first in place of the weights, such as the targets of GPTQ
     """
     options = options or AutoRoundOptions()
     if num_batches < 1:
@@ -72,7 +74,7 @@ def learn_rounding(
     learners = {}
     for name, weight in weights.items():
         check_weight(weight, grids[name].type)
-        learners[name] = _Learner(weight, grids[name], options.scale_range)
+        learners[name] = _Learner((starts or weights)[name], grids[name], options.scale_range)
     rate = options.rate or 1.0 / options.num_steps
     generator = np.random.default_rng(options.seed)
     parameters = [value for learner in learners.values() for value in learner.parameters]

@@ -149,9 +149,21 @@ def gptq(
         notes: tuple[str, ...] = ("H could not be factorized (no input, or not positive definite): rounded to nearest",)
         stored = round_to_nearest(weight, grid)
         return stored, report("gptq", weight, stored, statistics, notes)
-    rounded, codes = _Rounding(weight, grid, factor).run(options.num_sweeps)
-    stored = rounded.store(codes)
+    rounding = _Rounding(weight, grid, factor)
+    rounding.run(options.num_sweeps)
+    stored = rounding.grid.store(rounding.codes)
     return stored, report("gptq", weight, stored, statistics, factor.notes)
+
+
+def gptq_targets(weight: Floats, grid: Grid, factor: Factor, options: GptqOptions | None = None) -> tuple[Grid, Floats]:
+    """The grid, and what `gptq` rounds to it in the end, float32 [out, in]: a start for learned rounding.
+
+    Rounding the targets to the nearest gives the codes of `gptq`.
+    """
+    check_weight(weight, grid.type)
+    rounding = _Rounding(weight, grid, factor)
+    rounding.run((options or GptqOptions()).num_sweeps)
+    return rounding.grid, rounding.targets
 
 
 class _Rounding:
@@ -168,19 +180,37 @@ class _Rounding:
         self._offsets = None if grid.offsets is None else torch.from_numpy(np.ascontiguousarray(grid.offsets.T))
         self._codes = torch.empty_like(self._weight)
         self._error = torch.empty_like(self._weight)  # weight less value
+        self._targets = torch.empty_like(self._weight)
 
-    def run(self, num_sweeps: int) -> tuple[Grid, Codes]:
-        """The grid, with other scales where they were refitted, and codes int8 [out, in] in the inputs' own order."""
+    def run(self, num_sweeps: int) -> None:
+        """Choose all codes."""
         self._feed_errors_forward()
         has_own_scales = self._grid.type in PLAIN_TYPES
         for _ in range(num_sweeps):
             if has_own_scales:
                 self._refit_scales()
             self._descend()
+        if has_own_scales and num_sweeps:
+            self._grid = plain_grid(self._grid.type, np.ascontiguousarray(self._scales.numpy().T))
+
+    @property
+    def grid(self) -> Grid:
+        """The grid, with other scales where they were refitted."""
+        return self._grid
+
+    @property
+    def codes(self) -> Codes:
+        """Codes int8 [out, in] in the inputs' own order."""
         codes = np.empty(self._grid.shape, np.int8)
         codes[:, self._factor.order.numpy()] = self._codes.numpy().T.astype(np.int8)
-        grid = plain_grid(self._grid.type, self._scales.numpy().T) if has_own_scales and num_sweeps else self._grid
-        return grid, codes
+        return codes
+
+    @property
+    def targets(self) -> Floats:
+        """What the codes were rounded from, float32 [out, in] in the inputs' own order."""
+        targets = np.empty(self._grid.shape, np.float32)
+        targets[:, self._factor.order.numpy()] = self._targets.numpy().T
+        return targets
 
     def _feed_errors_forward(self) -> None:
         upper, width = self._factor.upper, len(self._weight)
@@ -237,6 +267,7 @@ class _Rounding:
     def _round(self, index: int, wanted: Tensor) -> None:
         """Give input `index` the codes of the values nearest to `wanted` [out]."""
         group, codes = self._groups[index], self._codes[index]
+        self._targets[index] = wanted
         if self._offsets is None:
             torch.mul(wanted, self._inverses[group], out=codes)
             codes.round_().clamp_(self._low, self._high)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from subsecond.compress.autoround import AutoRoundOptions, learn_rounding
 from subsecond.compress.awq import AwqOptions, awq_scales, scaled_statistics
-from subsecond.compress.gptq import Factor, GptqOptions, factorize
+from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq_targets
 from subsecond.compress.layer_groups import group_name
 from subsecond.compress.methods import MethodOptions, make_grid, quantize
 from subsecond.compress.output_error import QuantizationReport
@@ -121,8 +121,10 @@ class SegmentQuantizer:
         self, visit: Visit, types: Mapping[str, TensorType], groups: Mapping[str, tuple[str, ...]], made: Made
     ) -> None:
         """Learn the rounding of all linears of the segment together."""
-        statistics = visit.statistics(has_gram=False)
+        statistics = visit.statistics(has_gram=True)
         inputs = {name: statistics[value] for value, names in groups.items() for name in names}
+        factors = {value: factorize(statistics[value], self._options.gptq) for value in groups}
+        factor_of = {name: factors[value] for value, names in groups.items() for name in names}
         learned = [name for name in inputs if types[name] not in _ROUNDED]
         for name in inputs:
             if name not in learned:
@@ -132,6 +134,11 @@ class SegmentQuantizer:
             return
         weights: dict[str, Floats] = {name: visit.weights[name].numpy() for name in learned}
         grids = {name: make_grid(weights[name], types[name], inputs[name]) for name in learned}
+        starts = dict(weights)
+        for name in learned:
+            factor = factor_of[name]
+            if factor is not None:
+                grids[name], starts[name] = gptq_targets(weights[name], grids[name], factor, self._options.gptq)
         chunks = list(visit.chunks())
         with torch.no_grad():
             targets = [visit.outputs(rows, step) for rows, step in chunks]
@@ -142,7 +149,7 @@ class SegmentQuantizer:
             errors = [(outputs[name] - target).square().mean() for name, target in targets[index].items()]
             return torch.stack(errors).sum()
 
-        found = learn_rounding(weights, grids, loss, len(chunks), self._rounding, inputs)
+        found = learn_rounding(weights, grids, loss, len(chunks), self._rounding, inputs, starts)
         for name, (stored, report) in found.items():
             self._keep(visit, made, (name,), stored, report.notes[0], report)
 
