@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from subsecond.compress.output_error import QuantizationReport, report
-from subsecond.compress.rounding import BLOCK_LAYOUTS, Codes, Floats, Grid, check_weight, inverse, plain_grid
+from subsecond.compress.rounding import PLAIN_TYPES, Codes, Floats, Grid, check_weight, inverse, plain_grid
 from subsecond.compress.statistics import InputStatistics
 from subsecond.core.errors import InputError
 from subsecond.models.weights import StoredTensor
@@ -122,7 +122,7 @@ class _Learner:
         self._scales = torch.from_numpy(np.array(grid.scales))[..., None]
         self._position = torch.from_numpy((groups - offsets[..., None]) * inverse(grid.scales)[..., None])
         self._shift = torch.zeros_like(self._position, requires_grad=True)
-        is_free = scale_range > 0 and grid.offsets is None and BLOCK_LAYOUTS[grid.type].num_elements == form.group_size
+        is_free = scale_range > 0 and grid.type in PLAIN_TYPES
         self._factor = torch.ones_like(self._scales, requires_grad=True) if is_free else None
 
     @property

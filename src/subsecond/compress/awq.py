@@ -173,7 +173,7 @@ def _relative_sizes(weight: Floats, size: int) -> Floats:
     """|w| over the largest of its group, [out, in]."""
     groups = np.abs(weight).reshape(len(weight), -1, size)
     largest = groups.max(axis=-1, keepdims=True)
-    relative = np.divide(groups, largest, out=np.zeros_like(groups), where=largest > 0)
+    relative: Floats = np.divide(groups, largest, out=np.zeros_like(groups), where=largest > 0)
     return relative.reshape(weight.shape)
 
 

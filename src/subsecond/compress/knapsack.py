@@ -67,7 +67,7 @@ def _sums_after(values: Sequence[float]) -> list[float]:
 
 def _undercut_by_none(costs: NDArray[np.float64], losses: NDArray[np.float64], limit: float) -> NDArray[np.int64]:
     """Indices of the states of cost up to `limit` that are cheaper than all that lose no more; by rising cost."""
-    order = np.lexsort((np.arange(len(costs)), losses, costs))
+    order: NDArray[np.int64] = np.lexsort((np.arange(len(costs)), losses, costs))
     # the cheapest passes even where the sums were rounded in another order than those of the limit
     order = order[costs[order] <= max(limit, float(costs[order[0]]))]
     lowest_before = np.concatenate([[np.inf], np.minimum.accumulate(losses[order])[:-1]])
@@ -78,4 +78,5 @@ def _undercut_by_none(costs: NDArray[np.float64], losses: NDArray[np.float64], l
     parts = ((costs[order] - first) / (last - first) * (MAX_STATES - 1)).astype(np.int64)
     is_last = np.append(parts[1:] != parts[:-1], True)  # the dearest of a part loses least of it
     is_last[0] = True
-    return order[is_last]
+    kept: NDArray[np.int64] = order[is_last]
+    return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from subsecond.compress.gptq import Factor, GptqOptions, gptq
+from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq
 from subsecond.compress.hqq import HqqOptions, hqq
 from subsecond.compress.output_error import QuantizationReport, report
 from subsecond.compress.rounding import (
@@ -77,10 +77,19 @@ def choose_type(num_bits: int, width: int, *, is_forced: bool = False, has_super
 
 
 def make_grid(
-    weight: Floats, tensor_type: TensorType, statistics: InputStatistics | None, options: SearchOptions | None = None
+    weight: Floats,
+    tensor_type: TensorType,
+    statistics: InputStatistics | None,
+    options: SearchOptions | None = None,
+    factor: Factor | None = None,
 ) -> Grid:
-    """The grid of the weighted scale search for any type; without statistics all inputs count alike."""
+    """The grid of the weighted scale search for any type; without statistics all inputs count alike.
+
+    factor  for weights that GPTQ rounds, where an error costs what later inputs cannot make up for
+    """
     importance = importance_of(statistics, weight.shape[-1])
+    if factor is not None:
+        importance = factor.importance
     if tensor_type in MULTIPLIERS:
         return search_super_grid(weight, tensor_type, importance, options)
     if tensor_type is TensorType.Q8_0:
@@ -116,10 +125,12 @@ def quantize(
         if tensor_type is not TensorType.Q4_1:
             raise InputError(f"hqq fits zeros, which {tensor_type.name} has none of; give Q4_1")
         return hqq(weight, options.hqq, statistics)
-    grid = make_grid(weight, tensor_type, statistics, options.search)
     if method == "gptq":
         if statistics is None:
             raise InputError("gptq needs statistics of the input; without calibration text use hqq or search")
+        factor = factor or factorize(statistics, options.gptq)
+        grid = make_grid(weight, tensor_type, statistics, options.search, factor)
         return gptq(weight, statistics, grid, options.gptq, factor)
+    grid = make_grid(weight, tensor_type, statistics, options.search)
     stored = round_to_nearest(weight, grid)
     return stored, report("search", weight, stored, statistics)

@@ -216,7 +216,8 @@ def nearest_grid(weight: Floats, tensor_type: TensorType) -> Grid:
     assert not form.has_offsets, "only formats without offsets have such a grid"
     groups = weight.reshape(len(weight), -1, form.group_size)
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=-1)[..., None], -1)[..., 0]
-    return plain_grid(tensor_type, np.abs(largest) / 127 if form.low == -127 else largest / np.float32(form.low))
+    scales = np.abs(largest) / np.float32(127) if form.low == -127 else largest / np.float32(form.low)
+    return plain_grid(tensor_type, scales.astype(np.float32))
 
 
 def quantize_to_half(weight: Floats) -> StoredTensor:

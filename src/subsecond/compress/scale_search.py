@@ -76,7 +76,8 @@ def importance_of(statistics: InputStatistics | None, width: int) -> Floats:
     if mean == 0:
         return np.ones(width, np.float32)
     relative = squares / mean + DEAD_SHARE
-    return (relative / relative.mean()).astype(np.float32)
+    importance: Floats = (relative / relative.mean()).astype(np.float32)
+    return importance
 
 
 def search_grid(
@@ -155,8 +156,9 @@ def _search_scales(groups: Floats, weights: Floats, form: GridFormat, options: S
     weighted = groups * weights
     codes, products = np.empty_like(groups), np.empty_like(groups)
     index = np.abs(groups).argmax(axis=0)
-    largest = np.take_along_axis(groups, index[None], 0)[0]
-    best_gain, best = np.zeros_like(largest), np.zeros_like(largest)
+    largest: Floats = np.take_along_axis(groups, index[None], 0)[0]
+    best_gain: Floats = np.zeros_like(largest)
+    best: Floats = np.zeros_like(largest)
 
     def try_scales(inverses: Floats) -> None:
         round_groups(groups, inverses, form, codes)

@@ -133,7 +133,7 @@ class SegmentQuantizer:
         if not learned:
             return
         weights: dict[str, Floats] = {name: visit.weights[name].numpy() for name in learned}
-        grids = {name: make_grid(weights[name], types[name], inputs[name]) for name in learned}
+        grids = {name: make_grid(weights[name], types[name], inputs[name], factor=factor_of[name]) for name in learned}
         starts = dict(weights)
         for name in learned:
             factor = factor_of[name]

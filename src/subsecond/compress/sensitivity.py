@@ -224,5 +224,5 @@ class _Survey:
         statistics, group = self._statistics[name], self._groups[name]
         stacked = np.concatenate([visit.weights[each].numpy() for each in group.weights])
         values = torch.from_numpy(quantize(stacked, tensor_type, "search", statistics)[0].dequantize())
-        parts = values.split([outputs for outputs, _ in group.shapes])
+        parts = torch.split(values, [outputs for outputs, _ in group.shapes])
         return dict(zip(group.weights, parts, strict=True))

@@ -93,6 +93,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         return quantizer.round(visit, {**types, **missing}, tables)
 
     decisions = run_segments(job, work, graph)
+    job.sink.readings.clear()
     unit = "bits a weight" if settings.budget == "bits" else "s of linears a step"
     why = (
         f"expected mean KL {choice.loss:.4g} at {choice.cost:.4g} {unit}, within {choice.budget:.4g}; "

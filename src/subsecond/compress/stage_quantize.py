@@ -80,6 +80,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         )
 
     decisions = run_segments(job, work, graph)
+    job.sink.readings.clear()
     if settings.reading != "stored":
         job.sink.readings["default"] = settings.reading
         why = "activations of eight bits are faster; the weights are rotated and rounded to channels when loaded"

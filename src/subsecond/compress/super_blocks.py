@@ -139,8 +139,8 @@ def _search_with_minimums(weight: Floats, tensor_type: TensorType, importance: F
     num_groups = SUPER_BLOCK // form.group_size
     scales, offsets = search_offset_groups(weight, importance, form, options, is_below=True)
     wanted, minimums = scales.reshape(len(weight), -1, num_groups), -offsets.reshape(len(weight), -1, num_groups)
-    numbers = np.stack([wanted.max(axis=-1), minimums.max(axis=-1)]) / np.float32(whole.high)
-    numbers = to_half(numbers).astype(np.float32)
+    largest = np.stack([wanted.max(axis=-1), minimums.max(axis=-1)]) / np.float32(whole.high)
+    numbers: Floats = to_half(largest.astype(np.float32)).astype(np.float32)
     integers = np.empty((2, *wanted.shape), np.uint8)
     refit = np.empty_like(numbers)
 

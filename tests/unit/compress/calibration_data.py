@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,8 @@ def make_inputs(width: int, num_rows: int = 2048, seed: int = 0) -> Floats:
     rows = generator.normal(0, 1, (num_rows, width // 2)) @ mixing / np.sqrt(width)
     rows += 0.1 * generator.normal(0, 1, (num_rows, width))
     rows[:, :: max(1, width // 5)] *= 8
-    return rows.astype(np.float32)
+    found: Floats = rows.astype(np.float32)
+    return found
 
 
 def make_weight(outputs: int, width: int, seed: int = 1) -> Floats:
@@ -36,7 +39,12 @@ def statistics_of(rows: Floats, *, has_gram: bool = True) -> InputStatistics:
     )
 
 
-def output_error(weight: Floats, quantized: Floats, rows: Floats) -> float:
+def gram_of(statistics: InputStatistics) -> Floats:
+    assert statistics.gram is not None
+    return statistics.gram
+
+
+def output_error(weight: Floats, quantized: NDArray[Any], rows: Floats) -> float:
     """Mean squared error of the outputs, in double precision and without statistics."""
     difference = rows.astype(np.float64) @ (quantized.astype(np.float64) - weight).T
     return float((difference**2).mean())

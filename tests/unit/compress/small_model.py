@@ -15,22 +15,10 @@ from subsecond.formats.gguf_types import TensorType
 from subsecond.graph.graph import Graph
 from subsecond.models.families.registry import build_graph
 from subsecond.models.weights import HeldWeights, StoredTensor
+from tests.unit.compress.tiny_job import KeepingSink
 from tests.unit.tiny_decoder import TINY, tiny_shapes
 
 SMALL = replace(TINY, width=64, ff_width=96, num_heads=4, num_kv_heads=2, head_dim=16, rope_dims=16, vocab_size=80)
-
-
-class Sink:
-    """Keeps what a stage puts."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, StoredTensor] = {}
-        self.config: Any = None
-        self.readings: dict[str, str] = {}
-
-    def put(self, name: str, tensor: StoredTensor) -> None:
-        assert name not in self.tensors
-        self.tensors[name] = StoredTensor(tensor.type, tensor.shape, np.array(tensor.raw))
 
 
 def small_weights(graph: Graph, seed: int = 0) -> HeldWeights:
@@ -66,11 +54,11 @@ def small_job(folder: Path, graph: Graph | None = None) -> StageJob:
     graph = graph or small_graph()
     checkpoint = cast(Any, SimpleNamespace(graph=lambda: graph, weights=small_weights(graph)))
     calibration = Calibration(small_windows(), small_windows(3, seed=2), "drawn")
-    return StageJob(checkpoint, Sink(), calibration, folder, lambda *_: None)
+    return StageJob(checkpoint, KeepingSink(SMALL), calibration, folder, lambda *_: None)
 
 
 def put_by(job: StageJob) -> dict[str, StoredTensor]:
-    return cast(Sink, job.sink).tensors
+    return cast(KeepingSink, job.sink).tensors
 
 
 def logits_of(graph: Graph, weights: HeldWeights, windows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from subsecond.compress.autoround import AutoRoundOptions, learn_rounding
+from subsecond.compress.autoround import AutoRoundOptions, Loss, learn_rounding
 from subsecond.compress.gptq import factorize, gptq, gptq_targets
 from subsecond.compress.methods import make_grid
 from subsecond.compress.rounding import round_to_nearest
@@ -20,7 +20,7 @@ from tests.unit.compress.calibration_data import make_inputs, make_weight, outpu
 NUM_BATCHES = 4
 
 
-def two_linears(rows: np.ndarray, weights: Mapping[str, np.ndarray]) -> tuple[object, Tensor]:
+def two_linears(rows: np.ndarray, weights: Mapping[str, np.ndarray]) -> tuple[Loss, Tensor]:
     """Loss of down(silu(up(x))) against the same with the original weights, and its inputs."""
     x = torch.from_numpy(rows)
 
@@ -43,11 +43,11 @@ def test_it_loses_less_than_the_grid_it_starts_with(tensor_type: TensorType) -> 
     weights = {"up": make_weight(256, 256) * np.float32(5), "down": make_weight(32, 256, seed=2)}
     loss, _ = two_linears(rows, weights)
     grids = {name: make_grid(weight, tensor_type, None) for name, weight in weights.items()}
-    found = learn_rounding(weights, grids, loss, NUM_BATCHES, AutoRoundOptions(num_steps=60, num_checks=6))  # type: ignore[arg-type]
+    found = learn_rounding(weights, grids, loss, NUM_BATCHES, AutoRoundOptions(num_steps=60, num_checks=6))
 
     def total(tensors: Mapping[str, np.ndarray]) -> float:
         held = {name: torch.from_numpy(value) for name, value in tensors.items()}
-        return sum(float(loss(held, index)) for index in range(NUM_BATCHES)) / NUM_BATCHES  # type: ignore[operator]
+        return sum(float(loss(held, index)) for index in range(NUM_BATCHES)) / NUM_BATCHES
 
     learned = total({name: stored.dequantize() for name, (stored, _) in found.items()})
     plain = total({name: round_to_nearest(weights[name], grid).dequantize() for name, grid in grids.items()})
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     loss, _ = two_linears(rows, weights)
     grids = {name: make_grid(weight, TensorType.Q4_0, None) for name, weight in weights.items()}
     options = AutoRoundOptions(num_steps=10, num_checks=2)
-    runs = [learn_rounding(weights, grids, loss, NUM_BATCHES, options) for _ in range(2)]  # type: ignore[arg-type]
+    runs = [learn_rounding(weights, grids, loss, NUM_BATCHES, options) for _ in range(2)]
     for name in weights:
         np.testing.assert_array_equal(runs[0][name][0].raw, runs[1][name][0].raw)
 

@@ -11,7 +11,7 @@ from subsecond.compress.output_error import output_power
 from subsecond.compress.rounding import nearest_grid, round_to_nearest
 from subsecond.core.errors import InputError
 from subsecond.formats.gguf_types import TensorType
-from tests.unit.compress.calibration_data import Floats, make_inputs, make_weight, output_error, statistics_of
+from tests.unit.compress.calibration_data import Floats, gram_of, make_inputs, make_weight, output_error, statistics_of
 
 
 def reference_scales(weights: list[Floats], rows: Floats, num_exponents: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_every_group_is_clipped_where_its_own_outputs_lose_least(has_gram: bool)
     statistics = statistics_of(rows, has_gram=has_gram)
     grid = clip_grid(weight, statistics, TensorType.Q4_0, AwqOptions(num_clips=11))
     full = nearest_grid(weight, TensorType.Q4_0).scales
-    gram = statistics_of(rows).gram.astype(np.float64) if has_gram else np.diag(statistics.mean_square)
+    gram = gram_of(statistics_of(rows)).astype(np.float64) if has_gram else np.diag(statistics.mean_square)
     for row in range(12):
         for group in range(2):
             part = slice(32 * group, 32 * group + 32)

@@ -14,7 +14,7 @@ from subsecond.compress.rounding import Grid, plain_grid, round_to_nearest
 from subsecond.compress.statistics import InputStatistics
 from subsecond.core.errors import InputError
 from subsecond.formats.gguf_types import TensorType
-from tests.unit.compress.calibration_data import Floats, make_inputs, make_weight, output_error, statistics_of
+from tests.unit.compress.calibration_data import Floats, gram_of, make_inputs, make_weight, output_error, statistics_of
 
 
 def published_gptq(weight: Floats, gram: Floats, grid: Grid, damping: float) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_it_is_the_published_algorithm(tensor_type: TensorType) -> None:
     statistics = statistics_of(rows)
     grid = make_grid(weight, tensor_type, statistics)
     stored, _ = gptq(weight, statistics, grid, GptqOptions(num_sweeps=0))
-    expected = published_gptq(weight, statistics.gram, grid, 0.01)
+    expected = published_gptq(weight, gram_of(statistics), grid, 0.01)
     # a tie that rounds the other way in single precision changes what follows in that row
     is_alike = np.isclose(stored.dequantize(), expected, atol=1e-6).all(axis=1)
     assert is_alike.mean() >= 0.9
@@ -80,7 +80,7 @@ def test_every_sweep_lowers_the_error() -> None:
     rows, weight = make_inputs(288), make_weight(32, 288)
     statistics = statistics_of(rows)
     grid = make_grid(weight, TensorType.Q4_0, statistics)
-    damped = statistics.gram.astype(np.float64) + 0.01 * np.diag(statistics.gram).mean() * np.eye(288)
+    damped = gram_of(statistics).astype(np.float64) + 0.01 * np.diag(gram_of(statistics)).mean() * np.eye(288)
     losses = []
     for num_sweeps in range(4):
         stored, _ = gptq(weight, statistics, grid, GptqOptions(num_sweeps=num_sweeps))
@@ -97,7 +97,7 @@ def test_the_order_of_inputs_does_not_matter() -> None:
     order = np.concatenate([32 * group + generator.permutation(32) for group in generator.permutation(width // 32)])
     statistics, moved = statistics_of(rows), statistics_of(rows[:, order])
     # of the same numbers, not only of the same rows
-    moved = replace(moved, gram=np.ascontiguousarray(statistics.gram[order][:, order]))
+    moved = replace(moved, gram=np.ascontiguousarray(gram_of(statistics)[order][:, order]))
     grid = make_grid(weight, TensorType.Q4_0, statistics)
     moved_grid = plain_grid(TensorType.Q4_0, grid.scales[:, order[::32] // 32])
     first, _ = gptq(weight, statistics, grid)
@@ -165,7 +165,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="needs the Gram matrix"):
         gptq(weight, replace(statistics, gram=None), grid)
     with pytest.raises(InputError, match="holds inf, nan"):
-        gptq(weight, replace(statistics, gram=statistics.gram * np.nan), grid)
+        gptq(weight, replace(statistics, gram=gram_of(statistics) * np.float32(np.nan)), grid)
     with pytest.raises(InputError, match="do not belong"):
         gptq(weight, statistics_of(make_inputs(32)), grid)
     with pytest.raises(InputError, match="inf or nan"):

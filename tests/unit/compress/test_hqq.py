@@ -39,7 +39,9 @@ def test_it_finds_zeros_as_good_as_the_reference() -> None:
     weight[:, 32:64] += 0.03  # a group off the middle
     options = HqqOptions()
     grid = hqq_grid(weight, options)
-    zeros = -grid.offsets / grid.scales
+    offsets = grid.offsets
+    assert offsets is not None
+    zeros = -offsets / grid.scales
     steps = weight.reshape(16, 3, 32).astype(np.float64) / grid.scales[..., None]
     codes = np.clip(np.rint(steps + zeros[..., None]), 0, 15)
     losses = (np.abs(steps - (codes - zeros[..., None])) ** options.p).sum(axis=-1)
@@ -58,6 +60,7 @@ def test_scale_and_zero_are_kept_exactly(width: int) -> None:
     stored, found = hqq(weight)
     assert stored.type is TensorType.Q4_1
     grid = hqq_grid(weight)
+    assert grid.offsets is not None
     zeros = -grid.offsets[grid.scales > 0].astype(np.float64) / grid.scales[grid.scales > 0]
     np.testing.assert_array_equal(zeros, np.rint(zeros))
     assert zeros.min() >= 0

@@ -18,7 +18,8 @@ def weighted_error(weight: Floats, grid: Grid, importance: Floats) -> np.ndarray
     """Of each group, in double precision."""
     values = grid.values(grid.round(weight)).astype(np.float64)
     errors = importance.astype(np.float64) * (values - weight) ** 2
-    return errors.reshape(len(weight), -1, 32).sum(axis=-1)
+    total: np.ndarray = errors.reshape(len(weight), -1, 32).sum(axis=-1)
+    return total
 
 
 def exhaustive_error(weight: Floats, importance: Floats, low: int, high: int) -> np.ndarray:

@@ -134,6 +134,7 @@ def test_mixed_types_keep_the_budget_and_lose_less_than_uniform_ones(tmp_path: P
     uniform = small_job(tmp_path / "uniform")
     stage_quantize.run(uniform, Settings(method=method))
     assert kl_of(job) < 0.9 * kl_of(uniform)
+    assert job.sink.readings == {}
     assert "expected mean KL" in result.decisions[0].why
     assert [rejection.option for rejection in result.rejections] == [
         f"{n} in every layer" for n in ("Q4_0", "Q8_0", "F16")
