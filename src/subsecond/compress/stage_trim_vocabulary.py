@@ -15,6 +15,7 @@ from subsecond.compress.stage import Decision, StageJob, StageResult
 from subsecond.compress.trim_vocabulary import trim_vocabulary
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
+from subsecond.measure.text_files import packaged_texts
 from subsecond.models.tokenizer import Tokenizer
 
 TABLES = ("token_embd.weight", "output.weight", "output.bias")
@@ -54,7 +55,8 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         raise InputError(f"all {num_kept} tokens are used or needed; leave the stage out")
     graph = job.checkpoint.graph()
     job.sink.config = replace(job.sink.config, vocab_size=num_kept)
-    job.sink.put_tokenizer(Tokenizer(trimmed.vocabulary))
+    smaller = Tokenizer(trimmed.vocabulary)
+    job.sink.put_tokenizer(smaller)
     saved_bytes = 0
     for index, name in enumerate(graph.weights):
         job.progress("writing", index, len(graph.weights))
@@ -65,7 +67,12 @@ def run(job: StageJob, settings: Settings) -> StageResult:
             tensor = kept
         job.sink.put(name, tensor)
         job.checkpoint.weights.release()
-    figures = {"tokens_before": config.vocab_size, "tokens": num_kept, "megabytes_less": saved_bytes / 1e6}
+    figures = {
+        "tokens_before": config.vocab_size,
+        "tokens": num_kept,
+        "megabytes_less": saved_bytes / 1e6,
+        "length_of_other_texts": _growth(tokenizer, smaller),
+    }
     what = f"{num_kept} of {config.vocab_size} tokens stay"
     why = "the others do not occur in the text; texts with them are cut into smaller tokens"
     return StageResult((Decision("model", what, why, figures),))
@@ -85,6 +92,13 @@ def _used(job: StageJob, tokenizer: Tokenizer, settings: Settings) -> set[int]:
     for each in settings.texts:
         counts.update(tokenizer.encode(_read(Path(each).expanduser())))
     return used | {token_id for token_id, count in counts.items() if count >= settings.least_uses}
+
+
+def _growth(tokenizer: Tokenizer, smaller: Tokenizer) -> float:
+    """Tokens that texts of many kinds are cut into, divided by those before: what other domains pay."""
+    texts = [each.text for each in packaged_texts()]
+    before, after = (sum(len(each.encode(text)) for text in texts) for each in (tokenizer, smaller))
+    return after / before
 
 
 def _read(path: Path) -> str:

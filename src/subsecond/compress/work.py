@@ -20,8 +20,10 @@ from subsecond.backends import native
 from subsecond.compress import plan as planning
 from subsecond.compress.calibration import calibration_by_model, calibration_of_texts
 from subsecond.compress.recipe import Recipe, stage_module
+from subsecond.compress.restricted_reference import RestrictedReference
 from subsecond.compress.speed import PROMPT_TOKENS, time_side_by_side
 from subsecond.compress.stage import Calibration, Progress, StageJob, StageResult
+from subsecond.compress.stage_trim_vocabulary import kept_tokens
 from subsecond.formats.safetensors import Safetensors
 from subsecond.formats.safetensors_writer import SafetensorsWriter
 from subsecond.formats.whole_file import write_whole
@@ -87,7 +89,8 @@ class Work:
         for index, stage in enumerate(self.order.recipe.stages):
             phase = progress(f"{index + 1}. {stage.kind}")
             results.append(self._stage(index, current, calibration, phase))
-            current = open_checkpoint(self._stage_folder(index))
+            before, current = current, open_checkpoint(self._stage_folder(index))
+            calibration = renumbered(calibration, before, current)
         final = self._stage_folder(len(self.order.recipe.stages) - 1)
         phase = progress(planning.PACKING)
         if current.artifact is None:
@@ -161,6 +164,10 @@ class Work:
         settings = EvaluationSettings(windows=self.order.num_eval_windows, window_tokens=EVAL_WINDOW_TOKENS)
         windows = evaluation_run.windows_of(packaged_texts(), result, settings, is_number_exact=False)
         with _opened(result, self.original) as pair:
+            if result.tokenizer.vocab_size != self.original.tokenizer.vocab_size:
+                assert pair.reference is not None
+                kept = kept_tokens(self.original.tokenizer, result.tokenizer)
+                pair = evaluation_run.Pair(pair.candidate, RestrictedReference(pair.reference, kept))
             journal = Journal(self.folder / "quality.jsonl")
             scores = evaluation_run.score_windows(
                 pair, windows, journal, lambda done, count: progress("measuring quality", done, count)
@@ -218,6 +225,17 @@ class Work:
         report_page(report).write(final / "report.html")
         move_into_place(final, self.order.out)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def renumbered(calibration: Calibration, before: Checkpoint, after: Checkpoint) -> Calibration:
+    """The same text in the tokens of a stage's result, where that has trimmed the vocabulary."""
+    if before.config.vocab_size == after.config.vocab_size:
+        return calibration
+    kept = kept_tokens(before.tokenizer, after.tokenizer)
+    windows, held_out = (
+        np.searchsorted(kept, each).astype(np.int32) for each in (calibration.windows, calibration.held_out)
+    )
+    return Calibration(windows, held_out, calibration.source)
 
 
 def needs_calibration(recipe: Recipe) -> bool:

@@ -99,6 +99,7 @@ def test_a_model_with_fewer_tokens_gives_the_logits_of_those(is_tied: bool, tmp_
     kept = kept_tokens(BYTES, sink.tokenizer)
     assert sink.config.vocab_size == len(kept) < BYTES.vocab_size
     assert result.decisions[0].figures["tokens"] == len(kept)
+    assert result.decisions[0].figures["length_of_other_texts"] > 1
     ids = np.array(sink.tokenizer.encode("hell the world"), np.int32)
     assert kept[ids].tolist() == BYTES.encode("hell the world")
     expected = logits_of(config, job.checkpoint.weights, kept[ids].astype(np.int32))[:, kept]
