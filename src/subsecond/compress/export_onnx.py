@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from subsecond.compress.export import ExportResult, Progress, reading_notes, size_of
 from subsecond.core.errors import UnsupportedError
-from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType, dequantize
+from subsecond.formats.gguf_types import TensorType, dequantize
 from subsecond.formats.whole_folder import write_folder
 from subsecond.models.checkpoint import Checkpoint
 from subsecond.models.config import ModelConfig
@@ -31,8 +32,8 @@ except ImportError as error:
     ) from error
 
 from subsecond.compress.onnx_graph import INPUT, OnnxGraph
-from subsecond.compress.onnx_nodes import IR_VERSION, OPSET, NodeList
-from subsecond.compress.onnx_weights import DATA_NAME, OnnxWeights
+from subsecond.compress.onnx_nodes import NodeList
+from subsecond.compress.onnx_weights import DATA_NAME, OnnxWeights, exported_bytes
 
 MODEL_NAME = "model.onnx"
 MAX_INNER_BYTES = 1_500_000_000
@@ -54,7 +55,7 @@ def export_onnx(
     """
     config = replace(source.config, rope_pairing="half")
     graph = build_graph(config, source.shapes)
-    nodes, weights_read = NodeList(), _HalfOrder(source.weights, source.config)
+    nodes, weights_read = NodeList(config.name), _HalfOrder(source.weights, source.config)
     output = "logits" if config.pooling is None else "hidden"
     side_files = find_template(source).side_files
     with write_folder(folder) as partial, ExitStack() as stack:
@@ -66,7 +67,8 @@ def export_onnx(
             progress(done, len(graph.ops))
             writer.write(op, output if op.output == graph.output else None)
             source.weights.release()
-        onnx.save_model(_model(nodes, config, output, graph.values[graph.output].width), partial / MODEL_NAME)
+        nodes.declare(*_ends(output, graph.values[graph.output].width))
+        onnx.save_model(nodes.model, partial / MODEL_NAME)
         for name, side in side_files.items():
             if "/" not in name:
                 (partial / name).write_bytes(side if isinstance(side, bytes) else side.read_bytes())
@@ -77,26 +79,21 @@ def export_onnx(
     return ExportResult("onnx", folder, size_of(folder), dict(weights.types), tuple(notes))
 
 
-def _model(nodes: NodeList, config: ModelConfig, output: str, width: int) -> onnx.ModelProto:
-    helper, sizes = onnx.helper, ("batch", "sequence")
-    graph = helper.make_graph(
-        nodes.nodes,
-        config.name,
-        [helper.make_tensor_value_info(INPUT, onnx.TensorProto.INT64, sizes)],
-        [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, (*sizes, width))],
-        nodes.initializers,
+def _ends(output: str, width: int) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """What goes in and what comes out, of any batch and length."""
+    describe, sizes = onnx.helper.make_tensor_value_info, ("batch", "sequence")
+    return (
+        describe(INPUT, onnx.TensorProto.INT64, sizes),
+        describe(output, onnx.TensorProto.FLOAT, (*sizes, width)),
     )
-    opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="subsecond")
 
 
 def _weight_bytes(source: Checkpoint) -> int:
-    """Bytes of the weights as they are stored, those of a table that is the head too counted twice."""
+    """Bytes of the weights in the graph; a table that is the head too may be there twice."""
     total = 0
     for name, shape in source.shapes.items():
-        layout = BLOCK_LAYOUTS[source.weights.type_of(name)]
         count = 2 if name == "token_embd.weight" and "output.weight" not in source.shapes else 1
-        total += count * int(np.prod(shape, dtype=np.int64)) // layout.num_elements * layout.num_bytes
+        total += count * exported_bytes(source.weights.type_of(name), math.prod(shape))
     return total
 
 

@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from subsecond.compress.onnx_nodes import NodeList
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
-from subsecond.models.compressed_parts import as_q8_0, to_plain
+from subsecond.models.compressed_parts import BYTE_TYPES, as_q8_0, to_plain
 from subsecond.models.weights import StoredTensor, WeightSource
 
 DATA_NAME = "model.onnx.data"
@@ -29,6 +29,15 @@ _ALIGNMENT = 4096
 _GROUP = 32
 _PLAIN = {TensorType.F32: TensorProto.FLOAT, TensorType.F16: TensorProto.FLOAT16, TensorType.BF16: TensorProto.BFLOAT16}
 _CODES = {TensorType.Q8_0: TensorProto.INT8, TensorType.Q4_0: TensorProto.INT4, TensorType.Q4_1: TensorProto.UINT4}
+
+
+def exported_bytes(kind: TensorType, num_elements: int) -> int:
+    """Bytes that a matrix of this type takes in the graph."""
+    if kind in _PLAIN:
+        return num_elements * BLOCK_LAYOUTS[kind].num_bytes
+    if kind in (TensorType.Q4_0, TensorType.Q4_1):
+        return num_elements // 2 + num_elements // _GROUP * 6
+    return num_elements * 9 // 8 if kind in (TensorType.Q8_0, *BYTE_TYPES) else 2 * num_elements
 
 
 class OnnxWeights:
@@ -126,8 +135,8 @@ class OnnxWeights:
         self, name: str, values: NDArray[np.generic], kind: int | None = None, shape: tuple[int, ...] | None = None
     ) -> str:
         """Add an initializer; `kind` and `shape` where those of the array are others, as with packed codes."""
-        tensor = TensorProto(name=name, dims=shape or values.shape)
-        tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype) if kind is None else kind
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype) if kind is None else kind
+        tensor = self._nodes.add_initializer(name, kind, shape or values.shape)
         raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         if self._data is None:
             tensor.raw_data = raw.tobytes()
@@ -138,7 +147,6 @@ class OnnxWeights:
                 tensor.external_data.add(key=key, value=value)
             tensor.data_location = TensorProto.EXTERNAL
             self._data.write(raw.data)
-        self._nodes.initializers.append(tensor)
         return name
 
 

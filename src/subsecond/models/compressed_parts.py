@@ -20,7 +20,7 @@ from subsecond.models.weights import StoredTensor
 
 GROUP_SIZE = 32
 PLAIN_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
-_BYTE_TYPES = (TensorType.Q5_0, TensorType.IQ4_NL)
+BYTE_TYPES = (TensorType.Q5_0, TensorType.IQ4_NL)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -120,7 +120,7 @@ def as_q8_0(tensor: StoredTensor) -> StoredTensor:
     """A weight in Q5_0 or IQ4_NL as Q8_0, which holds the same values: integers of a byte times the scale; others as
     they are.
     """
-    if tensor.type not in _BYTE_TYPES:
+    if tensor.type not in BYTE_TYPES:
         return tensor
     num_bytes = BLOCK_LAYOUTS[tensor.type].num_bytes
     stored = np.empty((tensor.raw.size // num_bytes, 34), np.uint8)
