@@ -11,7 +11,7 @@ from subsecond.compress.masks import Mask
 from subsecond.compress.statistics import Floats
 from subsecond.core.errors import InputError
 
-NUM_CANDIDATES = 8
+NUM_CANDIDATES = 2
 NUM_STEPS = 100
 _MIN_GAIN = 1e-6  # of the row's error; below it float32 could go round in circles
 _BLOCK_ELEMENTS = 1 << 22

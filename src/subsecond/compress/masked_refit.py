@@ -10,9 +10,11 @@ from subsecond.compress.masks import Mask
 from subsecond.compress.statistics import Floats
 from subsecond.core.errors import InputError
 
+NUM_STEPS = 20
+
 
 def masked_refit(
-    weight: Floats, mask: Mask, gram: Floats | None, *, damping: float = DAMPING, num_steps: int = 50
+    weight: Floats, mask: Mask, gram: Floats | None, *, damping: float = DAMPING, num_steps: int = NUM_STEPS
 ) -> Floats:
     """The weights of least E||W x - W' x||^2 + lambda ||W' - W||^2 among those that are zero outside `mask` [out, in].
 
