@@ -4,7 +4,7 @@
 
 The neutral source is the model after its residual stream was turned: the same function, without the grid that its file
 was rounded to. Both sides learn from the same text; all results are read by `subsecond eval` through our kernels, on
-the same windows, against the fp32 graph of the original file. Needs build/peers/llama_cpp with its programs that quantize
+the same windows, against the fp32 graph of the original file. Needs llama.cpp's programs that quantize
 (bench/peers/llama_cpp/build.sh --quantize). What is in the work folder already is not made again.
 """
 
@@ -29,7 +29,7 @@ def main() -> int:
     """Make what is missing, evaluate and print."""
     args = _arguments()
     args.work.mkdir(parents=True, exist_ok=True)
-    neutral = _neutral(args)
+    neutral = _neutral(args.model, args.work)
     made = {
         LLAMA: _by_llama(args, neutral),
         **{f"recipe {name}": _by_recipe(args, neutral, name) for name in args.recipes},
@@ -63,10 +63,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _neutral(args: argparse.Namespace) -> Path:
-    recipe: Path = args.work / "rotate.toml"
+def _neutral(model: Path, work: Path) -> Path:
+    recipe = work / "rotate.toml"
     recipe.write_text(ROTATE, encoding="utf-8")
-    return _compressed(args.model, str(recipe), args.work / "neutral")
+    return _compressed(model, str(recipe), work / "neutral")
 
 
 def _by_recipe(args: argparse.Namespace, source: Path, recipe: str) -> Path:
@@ -83,7 +83,8 @@ def _compressed(source: Path, recipe: str, out: Path, *more: str) -> Path:
 
 
 def _by_llama(args: argparse.Namespace, neutral: Path) -> Path:
-    halves, matrix, out = (args.work / name for name in ("neutral-f16.gguf", "imatrix.gguf", "q4_k_m.gguf"))
+    work: Path = args.work
+    halves, matrix, out = (work / name for name in ("neutral-f16.gguf", "imatrix.gguf", "q4_k_m.gguf"))
     if not halves.exists():
         _run(sys.executable, "-m", "subsecond", "export", str(neutral), "--to", "gguf", "--out", str(halves))
     if not matrix.exists():

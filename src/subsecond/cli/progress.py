@@ -17,12 +17,13 @@ def step_progress(name: str, unit: str, num_done_before: int = 0) -> Iterator[Pr
     """A progress bar for as long as the block runs; steps done before it began do not count for the speed."""
     from tqdm import tqdm
 
-    with tqdm(desc=name, unit=f" {unit}", initial=num_done_before, delay=0.2) as bar:
+    with tqdm(desc=name, unit=f" {unit}", initial=num_done_before, delay=0.2, mininterval=SHOW_INTERVAL_S) as bar:
 
         def show(num_done: int, num_all: int) -> None:
             bar.total = num_all
             bar.update(num_done - bar.n)
-            bar.refresh()
+            if num_done == num_all:
+                bar.refresh()
 
         yield show
 

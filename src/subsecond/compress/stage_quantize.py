@@ -13,6 +13,7 @@ from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
 from subsecond.formats.gguf_types import TensorType
 from subsecond.graph.graph import Graph
+from subsecond.models.readings import READINGS
 
 BITS = ("2", "3", "4", "5", "6", "8", "16")
 _DATA_FREE = ("nearest", "hqq")
@@ -29,7 +30,9 @@ class Settings:
         "portable: what Hugging Face checkpoints can hold; gguf: super-blocks too where widths allow them",
         choices=("portable", "gguf"),
     )
-    reading: str = setting("stored", "how linears of layers are executed", choices=("stored", "int8", "int4", "nested8", "nested4"))
+    reading: str = setting(
+        "stored", "how linears of layers are executed", choices=("stored", "int8", "int4", "nested8", "nested4")
+    )
     head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
     table_bits: str = setting(
         "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
