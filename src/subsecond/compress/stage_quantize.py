@@ -30,9 +30,7 @@ class Settings:
         "portable: what Hugging Face checkpoints can hold; gguf: super-blocks too where widths allow them",
         choices=("portable", "gguf"),
     )
-    reading: str = setting(
-        "stored", "how linears of layers are executed", choices=("stored", "int8", "int4", "nested8", "nested4")
-    )
+    reading: str = setting("stored", "how linears of layers are executed", choices=READINGS[:-1])
     head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
     table_bits: str = setting(
         "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
