@@ -21,7 +21,7 @@ from subsecond.compress.work import bits_per_weight
 from subsecond.models.checkpoint import open_checkpoint
 
 ROTATE = 'version = 1\n[[stage]]\nkind = "rotate"\n'
-IMATRIX_CHUNKS = 64  # of 512 tokens
+IMATRIX_CHUNKS = 16  # of 512 tokens: as much as the recipes learn from
 LLAMA = "llama.cpp Q4_K_M, importance matrix"
 
 
