@@ -24,12 +24,13 @@ def masked_refit(
     Raises:
         InputError: shapes do not fit, or numbers are not finite.
     """
-    W = checked_weight(weight)
+    W = checked_weight(weight).to(torch.float32)
     if mask.shape != weight.shape or mask.dtype != np.bool_:
         raise InputError(f"the mask is {mask.dtype} {mask.shape}; the weight needs bool {weight.shape}")
     G = checked_gram(gram, W.shape[1])
     M = torch.from_numpy(mask)
     G.diagonal().add_(damping * (float(G.diagonal().mean()) or 1.0))
+    G = G.to(torch.float32)
     scale = G.diagonal()
     X = W * M
     R = ((W - X) @ G) * M
@@ -39,12 +40,12 @@ def masked_refit(
     for _ in range(num_steps):
         D_G = (D @ G) * M
         curvature = (D * D_G).sum(dim=1, keepdim=True)
-        step = torch.where(curvature > 0, rho / curvature.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+        step = torch.where(curvature > 0, rho / curvature.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
         X += step * D
         R -= step * D_G
         Z = R / scale
         rho_new = (R * Z).sum(dim=1, keepdim=True)
-        D = Z + torch.where(rho > 0, rho_new / rho.clamp_min(torch.finfo(torch.float64).tiny), 0.0) * D
+        D = Z + torch.where(rho > 0, rho_new / rho.clamp_min(torch.finfo(torch.float32).tiny), 0.0) * D
         rho = rho_new
-    found: Floats = X.to(torch.float32).numpy()
+    found: Floats = X.numpy()
     return found
