@@ -121,6 +121,8 @@ def check_resources(plan: Plan, folder: Path) -> None:
 
 
 def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_tokens: int, rate: float) -> StagePlan:
+    if not stage.needs_calibration:
+        num_tokens = 1
     passes = _passes(stage)
     has_gram, has_solver = _needs(stage)
     operations, peak = 0.0, 0

@@ -43,6 +43,12 @@ class Stage:
     kind: str
     settings: Any
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it learns from text; stages that never do say so by a function of this name in their module."""
+        rule = getattr(stage_module(self.kind), "needs_calibration", None)
+        return rule is None or bool(rule(self.settings))
+
     def to_json(self) -> dict[str, Any]:
         """Kind and settings, as JSON holds them."""
         return {"kind": self.kind, **asdict(self.settings)}
@@ -57,6 +63,11 @@ class Recipe:
     calibration: CalibrationSettings
     stages: tuple[Stage, ...]
     text: str
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any stage learns from text."""
+        return any(stage.needs_calibration for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
         """All that decides the result, as JSON holds it."""

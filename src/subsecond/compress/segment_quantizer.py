@@ -25,12 +25,14 @@ from subsecond.graph.graph import Graph
 from subsecond.graph.ops import Embed, GatedActivation, Linear, MixtureOfExperts, Normalize, inputs_of
 from subsecond.models.weights import StoredTensor
 
-METHODS = ("gptq", "search", "nearest", "awq", "autoround", "hqq")
+METHODS = ("gptq", "search", "fit", "nearest", "awq", "autoround", "hqq")
+DATA_FREE = ("fit", "nearest", "hqq")
 ROUTER = "_inp.weight"
 _ROUNDED = (TensorType.F16, TensorType.Q8_0)  # so little is lost that no method is needed
 _WHY = {
     "gptq": "later inputs make up for the errors of earlier ones",
     "search": "scales that lose least on the inputs seen",
+    "fit": "scales that lose least of the weights alone",
     "nearest": "needs no text",
     "awq": "inputs that matter were scaled up first, then as gptq",
     "autoround": "rounding learned against the outputs of the segment",
@@ -103,7 +105,7 @@ class SegmentQuantizer:
         """Round the linears that read `value`, whose inputs come from what is rounded of the segment already."""
         method = "gptq" if self._method == "awq" else self._method
         is_plain = all(types[name] in _ROUNDED for name in names)
-        if method not in ("nearest", "hqq") and not is_plain and statistics is None:
+        if method not in DATA_FREE and not is_plain and statistics is None:
             statistics = statistics_of(visit, value, has_gram=method == "gptq")
         factor: Factor | None = None
         if method == "gptq" and not is_plain:
@@ -113,7 +115,8 @@ class SegmentQuantizer:
             alike = tuple(name for name in names if types[name] is tensor_type)
             weight = np.concatenate([visit.weights[name].numpy() for name in alike])
             chosen = "nearest" if tensor_type in _ROUNDED else method
-            stored, report = quantize(weight, tensor_type, chosen, statistics, self._options, factor)  # type: ignore[arg-type]
+            rule = "search" if chosen == "fit" else chosen
+            stored, report = quantize(weight, tensor_type, rule, statistics, self._options, factor)  # type: ignore[arg-type]
             why = "; ".join((_WHY[self._method if chosen != "nearest" else "nearest"], *report.notes))
             self._keep(visit, made, alike, stored, why, report)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from subsecond.compress.methods import choose_type
-from subsecond.compress.segment_quantizer import METHODS, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import DATA_FREE, METHODS, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.stage import Decision, StageJob, StageResult
 from subsecond.compress.walk import Visit
@@ -16,7 +16,6 @@ from subsecond.graph.graph import Graph
 from subsecond.models.readings import READINGS
 
 BITS = ("2", "3", "4", "5", "6", "8", "16")
-_DATA_FREE = ("nearest", "hqq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Settings:
 
 def needs_calibration(settings: Settings) -> bool:
     """Whether the method learns from text."""
-    return settings.method not in _DATA_FREE and settings.bits not in ("8", "16")
+    return settings.method not in DATA_FREE and settings.bits not in ("8", "16")
 
 
 def run(job: StageJob, settings: Settings) -> StageResult:

@@ -74,7 +74,7 @@ class Work:
     def plan(self) -> planning.Plan:
         """What the work will take."""
         num_tokens = self.order.num_eval_windows * EVAL_WINDOW_TOKENS * len(packaged_texts())
-        has_text = bool(self.order.texts) or not needs_calibration(self.order.recipe)
+        has_text = bool(self.order.texts) or not self.order.recipe.needs_calibration
         return planning.make_plan(self.original, self.order.recipe, num_tokens, has_text=has_text)
 
     def run(self, plan: planning.Plan, progress: Callable[[str], Progress]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Work:
 
     def _calibration(self, progress: Progress) -> Calibration:
         place, settings = self.folder / "calibration", self.order.recipe.calibration
-        if not needs_calibration(self.order.recipe):
+        if not self.order.recipe.needs_calibration:
             return Calibration(np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int32), "none")
         if not place.is_dir():
             if self.order.texts:
@@ -238,11 +238,6 @@ def renumbered(calibration: Calibration, before: Checkpoint, after: Checkpoint) 
     return Calibration(windows, held_out, calibration.source)
 
 
-def needs_calibration(recipe: Recipe) -> bool:
-    """Whether any stage learns from text."""
-    return any(getattr(stage_module(each.kind), "needs_calibration", _always)(each.settings) for each in recipe.stages)
-
-
 def weight_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of all weights as they are stored."""
     return sum(checkpoint.weights.raw(name).nbytes for name in checkpoint.graph().weights)
@@ -254,10 +249,6 @@ def bits_per_weight(checkpoint: Checkpoint) -> float:
     names = [name for name, shape in graph.weights.items() if len(shape) > 1 and not name.startswith("token_embd")]
     count = sum(int(np.prod(graph.weights[name])) for name in names)
     return 8.0 * sum(checkpoint.weights.raw(name).nbytes for name in names) / count
-
-
-def _always(settings: object) -> bool:  # noqa: ARG001
-    return True
 
 
 @contextmanager

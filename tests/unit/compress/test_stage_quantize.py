@@ -33,7 +33,7 @@ def kl_of(job: StageJob) -> float:
     return mean_kl(original, logits_of(graph, HeldWeights(put_by(job)), windows))
 
 
-@pytest.mark.parametrize("method", ["gptq", "search", "nearest", "awq", "autoround", "hqq"])
+@pytest.mark.parametrize("method", ["gptq", "search", "fit", "nearest", "awq", "autoround", "hqq"])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_every_method_rounds_all_linears(tmp_path: Path, method: str, family: str) -> None:
     job = small_job(tmp_path, small_graph(family))
@@ -53,12 +53,13 @@ def test_every_method_rounds_all_linears(tmp_path: Path, method: str, family: st
 
 def test_better_methods_lose_less(tmp_path: Path) -> None:
     losses = {}
-    for method in ("nearest", "search", "gptq"):
+    for method in ("nearest", "fit", "search", "gptq"):
         job = small_job(tmp_path / method)
         stage_quantize.run(job, Settings(method=method))
         losses[method] = kl_of(job)
     assert losses["gptq"] < losses["nearest"]
     assert losses["search"] < losses["nearest"]
+    assert losses["fit"] < losses["nearest"]
 
 
 def test_eight_bits_lose_little_and_may_be_read_as_int8(tmp_path: Path) -> None:
