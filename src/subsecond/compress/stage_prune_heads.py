@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from subsecond.compress.correction import OriginalStream, input_and_target, original_stream
 from subsecond.compress.importance import Indices, select_best
 from subsecond.compress.plain_weights import as_half, keep_rows, widened
 from subsecond.compress.prune_heads import HeadShape, group_activity, group_sensitivity
 from subsecond.compress.refit import refit_columns
 from subsecond.compress.segment_run import SegmentResult, as_stored, run_segments
 from subsecond.compress.stage import Decision, StageJob, StageResult
-from subsecond.compress.stage_prune_width import statistics_of
 from subsecond.compress.walk import Visit
 from subsecond.core.errors import InputError, UnsupportedError
 from subsecond.core.settings import setting, validate
@@ -30,6 +30,9 @@ class Settings:
     keep: float = setting(0.75, "part of the key/value heads that stay", minimum=0.05, maximum=0.99)
     method: str = setting("sensitivity", "how groups are ranked", choices=METHODS)
     refit: bool = setting(True, "fit the output projection to the heads that stay")
+    correction: float = setting(
+        0.5, "part of what earlier parts have lost that the output projection gives back", minimum=0.0, maximum=1.0
+    )
     damping: float = setting(0.01, "of the fit, of the mean square input", minimum=0.0, is_minimum_excluded=True)
 
     def __post_init__(self) -> None:
@@ -59,17 +62,25 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     smaller = shape.with_groups(num_groups)
     job.sink.config = replace(job.sink.config, num_heads=smaller.num_heads, num_kv_heads=smaller.num_kv_heads)
     job.sink.readings.clear()
-    decisions = run_segments(job, partial(prune, job, settings, shape, num_groups))
+    original = original_stream(job, settings.correction if settings.refit else 0.0)
+    decisions = run_segments(job, partial(prune, job, settings, shape, num_groups, original))
     return StageResult(tuple(decisions))
 
 
-def prune(job: StageJob, settings: Settings, shape: HeadShape, num_groups: int, visit: Visit) -> SegmentResult:
+def prune(
+    job: StageJob,
+    settings: Settings,
+    shape: HeadShape,
+    num_groups: int,
+    original: OriginalStream | None,
+    visit: Visit,
+) -> SegmentResult:
     """Leave `num_groups` groups in the attention part of a segment; other segments stay as they are."""
     output = next((name for name in visit.segment.weights if name.endswith(_OUTPUT)), None)
     if output is None:
         return SegmentResult({})
     blk = output.removesuffix(_OUTPUT)
-    weight, statistics = visit.weights[output].numpy(), statistics_of(visit, output)
+    statistics, weight = input_and_target(visit, output, original, settings.correction, settings.damping)
     if settings.method == "activation":
         scores = group_activity(statistics, shape)
     else:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from subsecond.compress import importance
+from subsecond.compress.correction import OriginalStream, input_and_target, original_stream
 from subsecond.compress.plain_weights import as_half, keep_rows, widened
 from subsecond.compress.prune_width import FeedForward, keep_neurons
 from subsecond.compress.segment_run import SegmentResult, as_stored, run_segments
 from subsecond.compress.stage import Decision, StageJob, StageResult
-from subsecond.compress.statistics import Floats, InputStatistics, StatisticsSum
+from subsecond.compress.statistics import Floats, InputStatistics
 from subsecond.compress.walk import Visit
 from subsecond.core.errors import UnsupportedError
 from subsecond.core.settings import setting, validate
@@ -29,6 +30,9 @@ class Settings:
     multiple: int = setting(64, "the new width is a multiple of this; 256 for super-blocks", minimum=32, maximum=1024)
     method: str = setting("sensitivity", "how neurons are ranked", choices=METHODS)
     refit: bool = setting(True, "fit the down projection to the neurons that stay")
+    correction: float = setting(
+        0.5, "part of what earlier parts have lost that the down projection gives back", minimum=0.0, maximum=1.0
+    )
     damping: float = setting(0.01, "of the fit, of the mean square input", minimum=0.0, is_minimum_excluded=True)
 
     def __post_init__(self) -> None:
@@ -48,19 +52,22 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     width = importance.rounded_width(config.ff_width, settings.keep, settings.multiple)
     job.sink.config = replace(job.sink.config, ff_width=width)
     job.sink.readings.clear()
-    decisions = run_segments(job, partial(prune, job, settings, width))
+    original = original_stream(job, settings.correction if settings.refit else 0.0)
+    decisions = run_segments(job, partial(prune, job, settings, width, original))
     return StageResult(tuple(decisions))
 
 
-def prune(job: StageJob, settings: Settings, width: int, visit: Visit) -> SegmentResult:
+def prune(
+    job: StageJob, settings: Settings, width: int, original: OriginalStream | None, visit: Visit
+) -> SegmentResult:
     """Make the feed-forward part of a segment `width` neurons wide; other segments stay as they are."""
     down = next((name for name in visit.segment.weights if name.endswith(".ffn_down.weight")), None)
     if down is None:
         return SegmentResult({})
     blk = down.removesuffix(".ffn_down.weight")
     names = {kind: f"{blk}.ffn_{kind}" for kind in ("gate", "up", "down")}
-    part = _part(visit, names)
-    statistics = statistics_of(visit, down)
+    statistics, target = input_and_target(visit, down, original, settings.correction, settings.damping)
+    part = replace(_part(visit, names), down=target)
     kept = _choose(part, statistics, settings, width)
     cut, refit = keep_neurons(part, kept, statistics, has_refit=settings.refit, damping=settings.damping)
     stored = as_half(cut.down)
@@ -83,19 +90,6 @@ def prune(job: StageJob, settings: Settings, width: int, visit: Visit) -> Segmen
     why = f"the others have the least {settings.method} on the calibration text"
     what = f"{len(kept)} of {part.num_neurons} neurons stay" + (", down projection fitted" if settings.refit else "")
     return SegmentResult(tensors, (Decision(visit.segment.name, what, why, figures),))
-
-
-def statistics_of(visit: Visit, weight: str) -> InputStatistics:
-    """Statistics, with the Gram matrix, of the value that one linear reads."""
-    value = next(value for value, names in visit.segment.linears.items() if weight in names)
-    total = StatisticsSum(visit.weights[weight].shape[1], has_gram=True)
-
-    def add(name: str, rows: torch.Tensor) -> None:
-        if name == value:
-            total.add(rows)
-
-    visit.observe(add)
-    return total.statistics()
 
 
 def _choose(part: FeedForward, statistics: InputStatistics, settings: Settings, width: int) -> importance.Indices:

@@ -12,7 +12,9 @@ import torch
 
 from subsecond.compress import masks
 from subsecond.compress.advice import advise
+from subsecond.compress.correction import OriginalStream, input_and_target, original_stream
 from subsecond.compress.layer_ratios import layer_densities, outlier_part
+from subsecond.compress.linear_inputs import statistics_of, writes_stream
 from subsecond.compress.mask_swaps import swap_masks
 from subsecond.compress.masked_refit import masked_refit
 from subsecond.compress.plain_weights import as_half
@@ -46,6 +48,9 @@ class Settings:
         "none", "2:4 for graphics processors, which have instructions for it", choices=("none", "2:4")
     )
     refit: bool = setting(True, "fit the weights that stay by least squares")
+    correction: float = setting(
+        0.5, "part of what earlier parts have lost that the fit gives back", minimum=0.0, maximum=1.0
+    )
     damping: float = setting(0.01, "of the fit, of the mean square input", minimum=0.0, is_minimum_excluded=True)
 
     def __post_init__(self) -> None:
@@ -67,24 +72,30 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     job.sink.readings.clear()
     if settings.pattern == "none":
         job.sink.readings["default"] = "sparse"
-    decisions = run_segments(job, partial(sparsify, settings, densities))
+    original = original_stream(job, settings.correction if settings.refit else 0.0)
+    decisions = run_segments(job, partial(sparsify, settings, densities, original))
     if settings.pattern == "none":
         advice = advise(settings.density)
         decisions += [Decision("model", sentence, "bytes that decoding reads") for sentence in advice.sentences()]
     return StageResult(tuple(decisions))
 
 
-def sparsify(settings: Settings, densities: Mapping[int, float], visit: Visit) -> SegmentResult:
-    """Set weights of a layer's segment to zero; other segments stay as they are."""
+def sparsify(
+    settings: Settings, densities: Mapping[int, float], original: OriginalStream | None, visit: Visit
+) -> SegmentResult:
+    """Set weights of a layer's segment to zero, linear by linear; other segments stay as they are."""
     layer = layer_of(visit.segment.name)
     if layer is None:
         return SegmentResult({})
     has_gram = settings.refit or settings.method in ("swaps", "sparsegpt")
-    linears = matrices_of(visit.segment)
-    statistics = visit.statistics(has_gram=has_gram) if needs_calibration(settings) else {}
+    statistics: dict[str, InputStatistics] = {}
     tensors, decisions = {}, []
-    for name, value in linears.items():
+    for name, value in matrices_of(visit.segment).items():
         weight, seen = visit.weights[name].numpy(), statistics.get(value)
+        if has_gram and original is not None and writes_stream(visit.segment, name):
+            seen, weight = input_and_target(visit, name, original, settings.correction, settings.damping)
+        elif seen is None and needs_calibration(settings):
+            seen = statistics[value] = statistics_of(visit, name, has_gram=has_gram)
         changed = sparse_weight(weight, seen, settings, densities[layer])
         tensors[name] = as_half(changed)
         stored = tensors[name].dequantize()

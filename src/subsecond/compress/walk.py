@@ -91,7 +91,7 @@ class Visit:
         self.index = index
         self.has_advanced = False
         self.weights = {name: _read(walk, name) for name in self.segment.weights}
-        self._walk = walk
+        self.walk = walk
 
     def observe(self, observer: Observer) -> None:
         """Run all windows with the weights as they are; `observer` sees the rows that each linear reads, once each."""
@@ -104,7 +104,7 @@ class Visit:
             return value
 
         with torch.no_grad():
-            for rows, step in self._walk.chunks():
+            for rows, step in self.walk.chunks():
                 values = self._inputs(rows)
                 for name in wanted & values.keys():
                     observer(name, values[name])
@@ -124,7 +124,7 @@ class Visit:
 
     def chunks(self) -> Iterator[tuple[slice, Step]]:
         """Rows that run together, as `outputs` takes them."""
-        return self._walk.chunks()
+        return self.walk.chunks()
 
     def outputs(self, rows: slice, step: Step, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The outputs of the segment for a chunk of rows, with other weights where given; gradients pass."""
@@ -134,7 +134,7 @@ class Visit:
 
     def advance(self) -> None:
         """Run all windows with the weights as they now are, and go on to the next segment; the head is not run."""
-        walk, segment = self._walk, self.segment
+        walk, segment = self.walk, self.segment
         self.has_advanced = True
         if walk.graph.output not in segment.outputs:
             found: dict[str, list[Tensor]] = {name: [] for name in segment.outputs}
@@ -148,7 +148,7 @@ class Visit:
         walk.source.release()
 
     def _inputs(self, rows: slice) -> dict[str, Tensor]:
-        return {name: self._walk.live[name][rows] for name in self.segment.inputs}
+        return {name: self.walk.live[name][rows] for name in self.segment.inputs}
 
 
 def _up_to_last_linear(segment: Segment) -> Sequence[Op]:

@@ -1,0 +1,81 @@
+"""Makes a linear that writes to the residual stream give back what earlier, already changed parts have lost of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subsecond.backends.batch import Int32
+from subsecond.compress.gram_matrix import DAMPING, checked_gram, checked_weight, factor
+from subsecond.compress.linear_inputs import input_and_loss, statistics_of, writes_stream
+from subsecond.compress.stage import StageJob
+from subsecond.compress.statistics import Floats, InputStatistics
+from subsecond.compress.walk import Visit, Walk
+from subsecond.core.errors import InputError
+from subsecond.graph.graph import Graph
+from subsecond.models.weights import WeightSource
+
+
+class OriginalStream:
+    """The residual stream of the original model on the same windows, segment by segment, beside a walk that changes it.
+
+    A run that goes on in the middle computes what was before anew.
+    """
+
+    def __init__(self, graph: Graph, source: WeightSource, windows: Int32) -> None:
+        self._walk = Walk(graph, source, windows)
+        self._visits: Iterator[Visit] = self._walk.visits()
+        self._index = -1
+
+    def after(self, index: int) -> Tensor:
+        """The output of segment number `index`, float32 [rows, width]; numbers may only rise."""
+        assert index >= self._index, "the stream has gone on"
+        while self._index < index:
+            visit = next(self._visits)
+            visit.advance()
+            self._index = visit.index
+        return self._walk.live[self._walk.segments[index].outputs[0]]
+
+
+def corrected_weight(
+    weight: Floats, gram: Floats | None, cross: Floats, strength: float, damping: float = DAMPING
+) -> Floats:
+    """W + strength * E[d x^T] (G + lambda I)^-1 [out, in]: the linear's output also predicts a part of d from x.
+
+    With strength 1 it is the least squares fit of W x + d. What is fitted to this weight afterwards, by `refit_columns`
+    or within a mask, is fitted to that sum. Li et al. 2025 (GPTAQ), arXiv 2504.02692, do the same for rounding.
+    """
+    if cross.shape != weight.shape or not np.isfinite(cross).all() or not 0 <= strength <= 1:
+        raise InputError(
+            f"a correction of shape {cross.shape} and strength {strength} does not fit a weight of shape {weight.shape}"
+        )
+    W = checked_weight(weight)
+    lower = factor(checked_gram(gram, W.shape[1]), damping)
+    D = torch.from_numpy(cross.astype(np.float64))
+    found: Floats = (W + strength * torch.cholesky_solve(D.T, lower).T).numpy().astype(np.float32)
+    return found
+
+
+def original_stream(job: StageJob, strength: float) -> OriginalStream | None:
+    """The stream of the model that a stage is given; None where nothing is corrected."""
+    if not strength:
+        return None
+    return OriginalStream(job.checkpoint.graph(), job.checkpoint.weights, job.calibration.windows)
+
+
+def input_and_target(
+    visit: Visit, weight: str, original: OriginalStream | None, strength: float, damping: float
+) -> tuple[InputStatistics, Floats]:
+    """Statistics of what a linear reads, with the Gram matrix, and the weight [out, in] that its fit aims at.
+
+    That is the weight itself without an `original`, and where the linear has a bias or does not write to the stream.
+    """
+    value = visit.weights[weight].numpy()
+    bias = weight.removesuffix("weight") + "bias"
+    if original is None or bias in visit.weights or not writes_stream(visit.segment, weight):
+        return statistics_of(visit, weight), value
+    statistics, cross = input_and_loss(visit, weight, original.after(visit.index))
+    return statistics, corrected_weight(value, statistics.gram, cross, strength, damping)
