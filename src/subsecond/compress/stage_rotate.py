@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from subsecond.compress.segment_run import as_stored
@@ -87,12 +88,13 @@ def orthogonal(width: int, seed: int) -> NDArray[np.float64]:
 
 def turned(turn: Turn, source: WeightSource, matrix: NDArray[np.float64]) -> Floats:
     """The weight with the matrix taken up; experts [experts, out, in] each by itself."""
-    value = source.dequantize(turn.source).astype(np.float64)
+    value = torch.from_numpy(np.ascontiguousarray(source.dequantize(turn.source)))
+    rotation = torch.from_numpy(matrix.astype(np.float32))
     if turn.norm is not None:
-        value = value * source.dequantize(turn.norm)
-    if turn.is_writer and value.ndim > 1:
-        return np.asarray(matrix.T @ value, dtype=np.float32)
-    return np.asarray(value @ matrix, dtype=np.float32)
+        value = value * torch.from_numpy(np.ascontiguousarray(source.dequantize(turn.norm)))
+    is_written = turn.is_writer and value.ndim > 1
+    found: Floats = (rotation.T @ value if is_written else value @ rotation).numpy()
+    return found
 
 
 def turns_of(graph: Graph) -> dict[str, Turn]:
