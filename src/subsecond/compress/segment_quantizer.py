@@ -16,9 +16,10 @@ from subsecond.compress.layer_groups import group_name
 from subsecond.compress.methods import MethodOptions, make_grid, quantize
 from subsecond.compress.output_error import QuantizationReport
 from subsecond.compress.rounding import GRID_FORMATS, Floats
+from subsecond.compress.row_weights import row_weights, weighted_statistics
 from subsecond.compress.segment_run import SegmentResult
 from subsecond.compress.stage import Decision
-from subsecond.compress.statistics import InputStatistics, StatisticsSum
+from subsecond.compress.statistics import InputStatistics
 from subsecond.compress.walk import Visit
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
 from subsecond.graph.graph import Graph
@@ -85,12 +86,16 @@ class SegmentQuantizer:
             for value, names in visit.segment.linears.items()
         }
         groups = {value: names for value, names in groups.items() if names}
+        needs_data = self._method not in ("nearest", "hqq") and any(
+            types[name] not in _ROUNDED for names in groups.values() for name in names
+        )
+        weights = row_weights(visit) if needs_data else None
         if self._method == "autoround":
-            self._learn(visit, types, groups, made)
+            self._learn(visit, types, groups, weights, made)
         else:
-            scaled = self._scale_inputs(visit, types, groups, made) if self._method == "awq" else {}
+            scaled = self._scale_inputs(visit, types, groups, weights, made) if self._method == "awq" else {}
             for value, names in groups.items():
-                self._round_group(visit, types, value, names, scaled.get(value), made)
+                self._round_group(visit, types, value, names, scaled.get(value), weights, made)
         return SegmentResult(made.tensors, tuple(made.decisions))
 
     def _round_group(
@@ -100,13 +105,14 @@ class SegmentQuantizer:
         value: str,
         names: tuple[str, ...],
         statistics: InputStatistics | None,
+        weights: Tensor | None,
         made: Made,
     ) -> None:
         """Round the linears that read `value`, whose inputs come from what is rounded of the segment already."""
         method = "gptq" if self._method == "awq" else self._method
         is_plain = all(types[name] in _ROUNDED for name in names)
         if method not in DATA_FREE and not is_plain and statistics is None:
-            statistics = statistics_of(visit, value, has_gram=method == "gptq")
+            statistics = weighted_statistics(visit, (value,), weights, has_gram=method == "gptq")[value]
         factor: Factor | None = None
         if method == "gptq" and not is_plain:
             assert statistics is not None
@@ -121,10 +127,15 @@ class SegmentQuantizer:
             self._keep(visit, made, alike, stored, why, report)
 
     def _learn(
-        self, visit: Visit, types: Mapping[str, TensorType], groups: Mapping[str, tuple[str, ...]], made: Made
+        self,
+        visit: Visit,
+        types: Mapping[str, TensorType],
+        groups: Mapping[str, tuple[str, ...]],
+        row_counts: Tensor | None,
+        made: Made,
     ) -> None:
         """Learn the rounding of all linears of the segment together."""
-        statistics = visit.statistics(has_gram=True)
+        statistics = weighted_statistics(visit, groups, row_counts, has_gram=True)
         inputs = {name: statistics[value] for value, names in groups.items() for name in names}
         factors = {value: factorize(statistics[value], self._options.gptq) for value in groups}
         factor_of = {name: factors[value] for value, names in groups.items() for name in names}
@@ -135,6 +146,7 @@ class SegmentQuantizer:
                 self._keep(visit, made, (name,), stored, _WHY["nearest"], report)
         if not learned:
             return
+        assert row_counts is not None, "learning looks at data"
         weights: dict[str, Floats] = {name: visit.weights[name].numpy() for name in learned}
         grids = {name: make_grid(weights[name], types[name], inputs[name], factor=factor_of[name]) for name in learned}
         starts = dict(weights)
@@ -149,18 +161,23 @@ class SegmentQuantizer:
         def loss(tensors: Mapping[str, Tensor], index: int) -> Tensor:
             rows, step = chunks[index]
             outputs = visit.outputs(rows, step, {**visit.weights, **tensors})
-            errors = [(outputs[name] - target).square().mean() for name, target in targets[index].items()]
-            return torch.stack(errors).sum()
+            errors = [(outputs[name] - target).square().mean(dim=1) for name, target in targets[index].items()]
+            return (torch.stack(errors).sum(dim=0) * row_counts[rows]).mean()
 
         found = learn_rounding(weights, grids, loss, len(chunks), self._rounding, inputs, starts)
         for name, (stored, report) in found.items():
             self._keep(visit, made, (name,), stored, report.notes[0], report)
 
     def _scale_inputs(
-        self, visit: Visit, types: Mapping[str, TensorType], groups: Mapping[str, tuple[str, ...]], made: Made
+        self,
+        visit: Visit,
+        types: Mapping[str, TensorType],
+        groups: Mapping[str, tuple[str, ...]],
+        weights: Tensor | None,
+        made: Made,
     ) -> dict[str, InputStatistics]:
         """Scale inputs whose producer takes the scales up; statistics of the scaled ones."""
-        found = visit.statistics(has_gram=True)
+        found = weighted_statistics(visit, groups, weights, has_gram=True)
         scaled: dict[str, InputStatistics] = {}
         for value, names in groups.items():
             producer = producer_of(visit, value)
@@ -171,8 +188,8 @@ class SegmentQuantizer:
                 for name in names
             ):
                 continue
-            weights = [visit.weights[name].numpy() for name in names]
-            scales = awq_scales(weights, found[value], types[names[0]], AwqOptions())
+            matrices = [visit.weights[name].numpy() for name in names]
+            scales = awq_scales(matrices, found[value], types[names[0]], AwqOptions())
             factors = torch.from_numpy(scales)
             for name in names:
                 visit.weights[name] = visit.weights[name] * factors
@@ -244,20 +261,6 @@ def round_table(graph: Graph, visit: Visit, head_bits: int, table_bits: int) -> 
         blocks = {4: TensorType.Q4_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
         found[name] = blocks if width % BLOCK_LAYOUTS[blocks].num_elements == 0 else TensorType.F16
     return found
-
-
-def statistics_of(visit: Visit, value: str, *, has_gram: bool) -> InputStatistics:
-    """Statistics of one value that linears of the segment read, with the weights as they now are."""
-    sums: list[StatisticsSum] = []
-
-    def add(name: str, rows: Tensor) -> None:
-        if name == value:
-            if not sums:
-                sums.append(StatisticsSum(rows.shape[1], has_gram=has_gram))
-            sums[0].add(rows)
-
-    visit.observe(add)
-    return sums[0].statistics()
 
 
 def producer_of(visit: Visit, value: str) -> tuple[str, ...] | None:

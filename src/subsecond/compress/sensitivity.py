@@ -24,6 +24,7 @@ from subsecond.compress.layer_groups import LayerGroup, bits_of
 from subsecond.compress.methods import quantize
 from subsecond.compress.output_error import output_power
 from subsecond.compress.rounding import Floats
+from subsecond.compress.row_weights import row_weights, weighted_statistics
 from subsecond.compress.stage import Progress
 from subsecond.compress.statistics import InputStatistics
 from subsecond.compress.walk import Visit, Walk
@@ -197,11 +198,11 @@ class _Survey:
         groups = [group for group in self._groups.values() if group.segment == visit.index]
         if not groups:
             return
-        found = visit.statistics(has_gram=True)
+        weights_of_rows = row_weights(visit)
+        found = weighted_statistics(visit, {group.input for group in groups}, weights_of_rows, has_gram=True)
         rows, step = next(iter(visit.chunks()))
         with torch.no_grad():
             original = visit.outputs(rows, step)
-        stream = sum(float(value.square().sum(dtype=torch.float64)) for value in original.values())
         for group in groups:
             statistics = found[group.input]
             self._statistics[group.name] = replace(statistics, gram=None)
@@ -214,8 +215,7 @@ class _Survey:
                 if index == 0:
                     with torch.no_grad():
                         outputs = visit.outputs(rows, step, {**visit.weights, **changed})
-                    moved = [(outputs[name] - original[name]).square().sum(dtype=torch.float64) for name in original]
-                    ratio = float(sum(moved)) / stream / noise if noise > 0 and stream > 0 else 0.0
+                    ratio = _stream_error(original, outputs) / noise if noise > 0 else 0.0
                 key = group.name, tensor_type.name
                 self.estimates[key] = Estimate(*key, noise / power if power > 0 else 0.0, ratio * noise)
 
@@ -226,3 +226,10 @@ class _Survey:
         values = torch.from_numpy(quantize(stacked, tensor_type, "search", statistics)[0].dequantize())
         parts = torch.split(values, [outputs for outputs, _ in group.shapes])
         return dict(zip(group.weights, parts, strict=True))
+
+
+def _stream_error(original: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> float:
+    """Mean over rows of the power of the difference over that of the row."""
+    moved = torch.stack([(changed[name] - value).square().sum(dim=1) for name, value in original.items()]).sum(dim=0)
+    power = torch.stack([value.square().sum(dim=1) for value in original.values()]).sum(dim=0)
+    return float((moved / torch.clamp(power, min=torch.finfo(torch.float32).tiny)).mean(dtype=torch.float64))

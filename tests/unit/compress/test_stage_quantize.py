@@ -51,15 +51,13 @@ def test_every_method_rounds_all_linears(tmp_path: Path, method: str, family: st
     assert all(0 < each["relative_error"] < 0.2 and 4.5 <= each["bits_per_weight"] <= 5 for each in figures)
 
 
-def test_better_methods_lose_less(tmp_path: Path) -> None:
+def test_gptq_loses_less_than_plain_rounding(tmp_path: Path) -> None:
     losses = {}
-    for method in ("nearest", "fit", "search", "gptq"):
+    for method in ("nearest", "gptq"):
         job = small_job(tmp_path / method)
         stage_quantize.run(job, Settings(method=method))
         losses[method] = kl_of(job)
     assert losses["gptq"] < losses["nearest"]
-    assert losses["search"] < losses["nearest"]
-    assert losses["fit"] < losses["nearest"]
 
 
 def test_eight_bits_lose_little_and_may_be_read_as_int8(tmp_path: Path) -> None:
