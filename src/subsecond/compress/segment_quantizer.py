@@ -86,7 +86,7 @@ class SegmentQuantizer:
             for value, names in visit.segment.linears.items()
         }
         groups = {value: names for value, names in groups.items() if names}
-        needs_data = self._method not in ("nearest", "hqq") and any(
+        needs_data = self._method not in DATA_FREE and any(
             types[name] not in _ROUNDED for names in groups.values() for name in names
         )
         weights = row_weights(visit) if needs_data else None
