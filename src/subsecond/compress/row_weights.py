@@ -24,8 +24,8 @@ def row_weights(visit: Visit) -> Tensor:
         for rows, step in visit.chunks():
             sizes = [value.square().mean(dim=1) for value in visit.outputs(rows, step).values()]
             found.append(torch.stack(sizes).sum(dim=0))
-    sizes = torch.cat(found).to(torch.float64)
-    weights = 1.0 / torch.clamp(sizes, min=1e-12 * float(sizes.max()) + 1e-30)
+    squares = torch.cat(found).to(torch.float64)
+    weights = 1.0 / torch.clamp(squares, min=1e-12 * float(squares.max()) + 1e-30)
     return (weights / weights.mean()).to(torch.float32)
 
 

@@ -18,9 +18,7 @@ from subsecond.graph.ops import Linear, Op
 from subsecond.graph.segments import Segment, segments
 from subsecond.models.weights import WeightSource
 
-CHUNK_ROWS = (
-    2048  # of windows that run together: enough for the products to be large, and the values between them small
-)
+CHUNK_ROWS = 2048  # of windows that run together: enough for large products, few enough for small values between
 CPU = torch.device("cpu")
 
 # Is given the name of a value and its rows, float32 [rows, width]; what it returns goes on in its place.
