@@ -42,15 +42,13 @@ def weighted_statistics(
     num_seen: dict[str, int] = dict.fromkeys(values, 0)
 
     def add(name: str, rows: Tensor) -> None:
-        if name not in num_seen:
-            return
         if name not in sums:
             sums[name] = StatisticsSum(rows.shape[1], has_gram=has_gram)
         start = num_seen[name]
         num_seen[name] = start + len(rows)
         sums[name].add(rows if roots is None or name in alike else rows * roots[start : start + len(rows)])
 
-    visit.observe(add)
+    visit.observe(add, values)
     return {name: each.statistics() for name, each in sums.items()}
 
 

@@ -27,6 +27,7 @@ from subsecond.graph.ops import Embed, GatedActivation, Linear, MixtureOfExperts
 from subsecond.models.weights import StoredTensor
 
 METHODS = ("gptq", "search", "fit", "nearest", "awq", "autoround", "hqq")
+WIDEST = 4096  # beyond it the time of gptq, which grows with the cube of the inputs, is all the time there is
 DATA_FREE = ("fit", "nearest", "hqq")
 ROUTER = "_inp.weight"
 _ROUNDED = (TensorType.F16, TensorType.Q8_0)  # so little is lost that no method is needed
@@ -61,8 +62,9 @@ class SegmentQuantizer:
         damping: float = 0.01,
         num_steps: int = 200,
         seed: int = 0,
+        widest: int = WIDEST,
     ) -> None:
-        self._graph, self._method = graph, method
+        self._graph, self._method, self._widest = graph, method, widest
         self._options = MethodOptions(gptq=GptqOptions(damping, num_sweeps))
         self._rounding = AutoRoundOptions(num_steps=num_steps, num_checks=min(10, num_steps), seed=seed)
 
@@ -110,6 +112,10 @@ class SegmentQuantizer:
     ) -> None:
         """Round the linears that read `value`, whose inputs come from what is rounded of the segment already."""
         method = "gptq" if self._method == "awq" else self._method
+        reason = _WHY[self._method]
+        if method == "gptq" and visit.weights[names[0]].shape[1] > self._widest:
+            method = "search"
+            reason = f"more than {self._widest} inputs are too many for gptq; {_WHY[method]}"
         is_plain = all(types[name] in _ROUNDED for name in names)
         if method not in DATA_FREE and not is_plain and statistics is None:
             statistics = weighted_statistics(visit, (value,), weights, has_gram=method == "gptq")[value]
@@ -123,7 +129,7 @@ class SegmentQuantizer:
             chosen = "nearest" if tensor_type in _ROUNDED else method
             rule = "search" if chosen == "fit" else chosen
             stored, report = quantize(weight, tensor_type, rule, statistics, self._options, factor)  # type: ignore[arg-type]
-            why = "; ".join((_WHY[self._method if chosen != "nearest" else "nearest"], *report.notes))
+            why = "; ".join((reason if chosen != "nearest" else _WHY["nearest"], *report.notes))
             self._keep(visit, made, alike, stored, why, report)
 
     def _learn(

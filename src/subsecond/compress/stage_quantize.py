@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from subsecond.compress.methods import choose_type
-from subsecond.compress.segment_quantizer import DATA_FREE, METHODS, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import DATA_FREE, METHODS, WIDEST, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.stage import Decision, StageJob, StageResult
 from subsecond.compress.walk import Visit
@@ -37,6 +37,9 @@ class Settings:
     forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
     damping: float = setting(0.01, "of the Gram matrix, for gptq", minimum=0, maximum=1, is_minimum_excluded=True)
+    widest: int = setting(
+        WIDEST, "inputs up to which gptq is used; scales of wider weights are searched", minimum=32, maximum=2**20
+    )
     steps: int = setting(200, "steps of learned rounding (autoround) of each segment", minimum=10, maximum=10_000)
     seed: int = setting(0, "of learned rounding", minimum=0, maximum=2**32)
 
@@ -69,6 +72,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         damping=settings.damping,
         num_steps=settings.steps,
         seed=settings.seed,
+        widest=settings.widest,
     )
 
     def work(visit: Visit) -> SegmentResult:

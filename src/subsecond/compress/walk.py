@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from subsecond.backends.torch.step import Step, make_step, rotaries_of
 from subsecond.compress.statistics import InputStatistics, StatisticsSum
 from subsecond.core.errors import FormatError
 from subsecond.graph.graph import Graph
-from subsecond.graph.ops import Linear, Op
+from subsecond.graph.ops import Op
 from subsecond.graph.segments import Segment, segments
 from subsecond.models.weights import WeightSource
 
@@ -91,10 +91,13 @@ class Visit:
         self.weights = {name: _read(walk, name) for name in self.segment.weights}
         self.walk = walk
 
-    def observe(self, observer: Observer) -> None:
-        """Run all windows with the weights as they are; `observer` sees the rows that each linear reads, once each."""
-        ops = _up_to_last_linear(self.segment)
-        wanted = set(self.segment.linears)
+    def observe(self, observer: Observer, names: Collection[str] | None = None) -> None:
+        """Run all windows with the weights as they are; `observer` sees the rows that linears read, once each.
+
+        Of `names` only, where given; nothing is computed beyond the last of them.
+        """
+        wanted = set(self.segment.linears if names is None else names)
+        ops = _up_to(self.segment, wanted)
 
         def passing(name: str, value: Tensor) -> Tensor:
             if name in wanted:
@@ -149,10 +152,10 @@ class Visit:
         return {name: self.walk.live[name][rows] for name in self.segment.inputs}
 
 
-def _up_to_last_linear(segment: Segment) -> Sequence[Op]:
-    """The operators that have to run for the inputs of all linears to be known."""
-    last = max((index for index, op in enumerate(segment.ops) if isinstance(op, Linear)), default=0)
-    return segment.ops[:last]
+def _up_to(segment: Segment, names: Collection[str]) -> Sequence[Op]:
+    """The operators that have to run for all of `names` to be known."""
+    last = max((index for index, op in enumerate(segment.ops) if op.output in names), default=-1)
+    return segment.ops[: last + 1]
 
 
 def _read(walk: Walk, name: str) -> Tensor:

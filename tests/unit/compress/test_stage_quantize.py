@@ -198,3 +198,16 @@ def test_kernels_of_a_model_are_timed() -> None:
     assert time_kernels([], (1,)) == {1: {}}
     with pytest.raises(InputError, match="no kernels for Q9"):
         time_kernels([Kernel("Q9", 64, 64)])
+
+
+def test_wide_weights_have_their_scales_searched(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    narrowest = min(shape[1] for shape in job.checkpoint.graph().weights.values() if len(shape) == 2)
+    result = stage_quantize.run(job, Settings(widest=narrowest))
+    shapes = job.checkpoint.graph().weights
+    rounded = {each.part: each.why for each in result.decisions if each.what.startswith("Q4_0")}
+    assert rounded
+    widths = {part: shapes[f"{part.split('+')[0]}.weight"][1] for part in rounded}
+    assert {part for part, why in rounded.items() if "too many for gptq" in why} == {
+        part for part, width in widths.items() if width > narrowest
+    }
