@@ -135,7 +135,10 @@ def test_another_recipe_does_not_go_on_with_the_work_of_the_first(
     capsys.readouterr()
     assert compress("--recipe", "rotate.toml", "--out", "made", "--eval-windows", "0") == 0
     assert "going on" not in capsys.readouterr().err
-    assert json.loads(Path("made/report.json").read_text())["recipe"]["stages"][0]["seed"] == 2
+    report = json.loads(Path("made/report.json").read_text())
+    assert report["recipe"]["stages"][0]["seed"] == 2
+    assert report["quality"] is report["speed"] is None
+    assert "Quality and speed were not measured" in Path("made/report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="windows of each packaged text to judge the result by; 0 for no judgement; default 2",
+        help="windows of each packaged text to judge the result by; 0 measures neither quality nor speed; default 2",
     )
     parser.add_argument("--plan", action="store_true", help="only say what it will take, and stop")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run of this has done")

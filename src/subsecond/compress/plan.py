@@ -84,7 +84,7 @@ def make_plan(
         **dict(zip(names, (each.seconds for each in stages), strict=True)),
         PACKING: weight_bytes / 4 / 1e8,
         QUALITY: 2 * num_quality_tokens * forward / rate,
-        SPEED: 12 * (256 * forward / rate + 32 * weight_bytes / 4 / 1e10),
+        SPEED: (12 if num_quality_tokens else 0) * (256 * forward / rate + 32 * weight_bytes / 4 / 1e10),
     }
     peak = max(*(each.peak_bytes for each in stages), weight_bytes * 5 // 4 + _PROGRAM_BYTES)
     disk = weight_bytes // 2 * (len(stages) + 1) + 4 * num_tokens * _stream_width(graph) * 2

@@ -50,7 +50,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _speed_rows(speed: Mapping[str, Any]) -> list[list[str]]:
+def _speed_rows(speed: Mapping[str, Any] | None) -> list[list[str]]:
+    if speed is None:
+        return []
     names = {"ttft_ms": "time to first token, ms", "tpot_ms": "time per further token, ms"}
     return [
         [label, *(f"{number_text(each[key]['median'])} ({number_text(each[key]['min'])} to "
@@ -74,7 +76,7 @@ def _summary(page: Page, report: Mapping[str, Any]) -> None:
 def _quality(page: Page, quality: Mapping[str, Any] | None) -> None:
     page.heading("Quality")
     if quality is None:
-        page.paragraph("Quality was not measured (--eval-windows 0).", is_warning=True)
+        page.paragraph("Quality and speed were not measured (--eval-windows 0).", is_warning=True)
         return
     for finding in quality["findings"]:
         page.paragraph(finding, is_warning=True)

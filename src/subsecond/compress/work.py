@@ -181,7 +181,9 @@ class Work:
             )
         return EvaluationResult(subject, windows, scores, [], []).to_json(result.tokenizer)
 
-    def _speeds(self, result: Checkpoint, calibration: Calibration, progress: Progress) -> dict[str, Any]:
+    def _speeds(self, result: Checkpoint, calibration: Calibration, progress: Progress) -> dict[str, Any] | None:
+        if not self.order.num_eval_windows:
+            return None
         progress("timing", 0, 1)
         prompt = calibration.windows.reshape(-1)
         if len(prompt) < PROMPT_TOKENS:
@@ -197,7 +199,7 @@ class Work:
         results: Sequence[StageResult],
         current: Checkpoint,
         quality: Mapping[str, Any] | None,
-        speeds: Mapping[str, Any],
+        speeds: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         return {
             "model": self.original.config.name,
@@ -212,7 +214,7 @@ class Work:
             "stages": [each.to_json() for each in results],
             "weight_bytes": {"original": weight_bytes(self.original), "result": weight_bytes(current)},
             "bits_per_weight": {"original": bits_per_weight(self.original), "result": bits_per_weight(current)},
-            "speed": dict(speeds),
+            "speed": speeds,
             "quality": quality,
         }
 
