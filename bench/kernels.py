@@ -18,15 +18,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from bench.compare import names_of
 from subsecond import _native
 from subsecond.backends.native import measuring
 from subsecond.backends.native.timing_attention import AttentionTimer
 from subsecond.backends.native.trial import Trial, WeightPool
-from subsecond.backends.native.weight_formats import PACKED_FORMATS, SPARSE_FORMAT
-from subsecond.backends.native.weights import PackedMatrix
+from subsecond.backends.native.weight_formats import PACKED_FORMATS
 from subsecond.backends.probe import read_rate
 from subsecond.core.hardware import probe as describe_machine
 
@@ -102,19 +99,8 @@ def layers_of(num_bytes: int) -> int:
 
 def add_sparse(trial: Trial, outputs: int, inputs: int, zeros: float) -> tuple[int, int]:
     """Add linears y0, y1, ... of one weight with that share of zeros, copied for each; its bytes, and how many."""
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((outputs, inputs), dtype=np.float32)
-    values[rng.random((outputs, inputs), dtype=np.float32) < zeros] = 0
-    bits = values.astype(np.float16).view(np.uint16)
-    num_bytes = _native.sparse_size(outputs, inputs, bits, 0)
-    num_layers = layers_of(num_bytes)
-    memory = _native.allocate(num_layers * num_bytes).reshape(num_layers, num_bytes)
-    _native.pack_sparse_into(outputs, inputs, bits, 0, memory[0])
-    memory[1:] = memory[0]
-    for layer in range(num_layers):
-        matrix = PackedMatrix(SPARSE_FORMAT, outputs, inputs, memory[layer])
-        trial.graph.linear(f"y{layer}", "x", trial.add(f"y{layer}.weight", matrix), outputs)
-    return num_bytes, num_layers
+    num_layers = layers_of(outputs * inputs // 8 + round(2 * outputs * inputs * (1 - zeros)))
+    return trial.sparse_linears([f"y{layer}" for layer in range(num_layers)], "x", 1 - zeros, outputs), num_layers
 
 
 def time_linears(

@@ -73,3 +73,32 @@ def time_kernels(
 def step_seconds(times: Mapping[Kernel, float], kernels: Iterable[Kernel]) -> float:
     """Sum of the times of the linears of one step."""
     return sum(times[kernel] for kernel in kernels)
+
+
+def time_sparse(
+    shapes: Sequence[tuple[int, int]],
+    densities: Sequence[float],
+    others: Mapping[str, str],
+    *,
+    working_bytes: int = 64 * MB,
+) -> tuple[dict[float, float], dict[str, float]]:
+    """Seconds of linears (outputs, inputs) for one row: without zeros by density, and by the names of `others`.
+
+    others  packed format by the name that its times get
+    """
+    kernels = {name: [Kernel(kind, *shape) for shape in shapes] for name, kind in others.items()}
+    times = time_kernels((each for kinds in kernels.values() for each in kinds), (1,), working_bytes=working_bytes)[1]
+    other_seconds = {name: step_seconds(times, kinds) for name, kinds in kernels.items()}
+    return {density: _sparse_seconds(shapes, density, working_bytes) for density in densities}, other_seconds
+
+
+def _sparse_seconds(shapes: Sequence[tuple[int, int]], density: float, working_bytes: int) -> float:
+    trial = Trial(WeightPool(LEAST_BYTES))
+    sources = {width: trial.source(f"x{width}", width) for width in {width for _, width in shapes}}
+    copies = max(2, min(MAX_COPIES, working_bytes // sum(outputs * inputs * 2 for outputs, inputs in shapes)))
+    names = {index: [f"{index} {copy}" for copy in range(copies)] for index in range(len(shapes))}
+    for index, (outputs, inputs) in enumerate(shapes):
+        trial.sparse_linears(names[index], sources[inputs], density, outputs)
+    runner = trial.start(next(iter(sources.values())), choose_isa(), probe().num_usable_cores, 1)
+    seconds = runner.operator_seconds(NUM_RUNS, 1)
+    return sum(median(seconds[name] for name in each) for each in names.values())

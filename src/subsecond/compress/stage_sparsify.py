@@ -13,6 +13,7 @@ import torch
 from subsecond.compress import masks
 from subsecond.compress.advice import advise
 from subsecond.compress.correction import OriginalStream, input_and_target, original_stream
+from subsecond.compress.kernel_times import time_sparse
 from subsecond.compress.layer_ratios import layer_densities, outlier_part
 from subsecond.compress.linear_inputs import statistics_of, writes_stream
 from subsecond.compress.mask_swaps import swap_masks
@@ -32,6 +33,9 @@ from subsecond.graph.ops import Linear
 from subsecond.graph.segments import Segment
 
 METHODS = ("swaps", "sparsegpt", "wanda", "magnitude")
+ADVICE_DENSITIES = (0.1, 0.5, 0.9)
+ADVICE_FORMATS = {"int8": "Q8_0", "int4": "Q4_0"}
+BLOCK_INPUTS = 32
 _OUTLIERS = "outliers.json"
 
 
@@ -61,6 +65,17 @@ class Settings:
             )
 
 
+def _advice(job: StageJob, settings: Settings) -> list[str]:
+    """What the density is worth in decoding, by the linears of one layer as they run on this machine."""
+    shapes = job.checkpoint.graph().weights
+    layer = [(shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2 and layer_of(name) == 0]
+    if any(width % BLOCK_INPUTS for _, width in layer):  # no blocks to compare with
+        return advise(settings.density).sentences()
+    densities = sorted({*ADVICE_DENSITIES, settings.density})
+    sparse, others = time_sparse(layer, densities, ADVICE_FORMATS)
+    return advise(settings.density, sparse_seconds=sparse, other_seconds=others).sentences()
+
+
 def needs_calibration(settings: Settings) -> bool:
     """Whether the stage learns from text: by magnitude alone it does not."""
     return settings.method != "magnitude" or settings.ratios == "owl" or settings.refit
@@ -75,8 +90,9 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     original = original_stream(job, settings.correction if settings.refit else 0.0)
     decisions = run_segments(job, partial(sparsify, settings, densities, original))
     if settings.pattern == "none":
-        advice = advise(settings.density)
-        decisions += [Decision("model", sentence, "bytes that decoding reads") for sentence in advice.sentences()]
+        decisions += [
+            Decision("model", sentence, "times of kernels for one row") for sentence in _advice(job, settings)
+        ]
     return StageResult(tuple(decisions))
 
 

@@ -223,12 +223,24 @@ def bytes_of(sink: KeepingSink) -> dict[str, bytes]:
     return {name: tensor.raw.tobytes() for name, tensor in sink.tensors.items()}
 
 
+def test_advice_about_sparse_models_goes_by_times_of_this_machine(tmp_path: Path) -> None:
+    wide = replace(TINY, width=64, ff_width=96)
+    job, _ = job_of(wide, tiny_shapes(wide), tmp_path)
+    result = stage_sparsify.run(job, stage_sparsify.Settings(density=0.3, method="magnitude", refit=False))
+    advice = [each.what for each in result.decisions if each.part == "model"]
+    assert [("int8" in each, "int4" in each) for each in advice] == [(True, False), (False, True)]
+    assert all("with 30% left" in each and "measured here" in each for each in advice)
+
+
 @pytest.mark.parametrize("method", stage_sparsify.METHODS)
 @pytest.mark.parametrize("ratios", ["uniform", "owl"])
 def test_sparse_models_have_the_density_that_was_asked_for(method: str, ratios: str, tmp_path: Path) -> None:
     job, sink = job_of(TINY, tiny_shapes(TINY), tmp_path)
     result = stage_sparsify.run(job, stage_sparsify.Settings(density=0.4, method=method, ratios=ratios))
     assert sink.readings == {"default": "sparse"}
+    advice = [each.what for each in result.decisions if each.part == "model"]
+    assert len(advice) == 2
+    assert all("from the bytes to read" in each for each in advice), "widths of 24 and 40 have no blocks to time"
     matrices = [name for name in sink.tensors if name.startswith("blk.") and len(sink.tensors[name].shape) == 2]
     left = sum(np.count_nonzero(sink.tensors[name].dequantize()) for name in matrices)
     total = sum(sink.tensors[name].dequantize().size for name in matrices)

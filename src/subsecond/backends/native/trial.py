@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from subsecond import _native
 from subsecond.backends.batch import ForwardBatch
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
+from subsecond.backends.native.weight_formats import SPARSE_FORMAT
 from subsecond.backends.native.weights import PackedMatrix, PackedWeights
 from subsecond.graph.builder import GraphBuilder
 from subsecond.graph.memory import plan_memory
@@ -71,6 +72,22 @@ class Trial:
         matrix = self._pool.matrix(kind, num_outputs, self.graph.width(source))
         self.graph.linear(output, source, self.add(f"{output}.weight", matrix), num_outputs)
         return matrix
+
+    def sparse_linears(self, outputs: Sequence[str], source: str, density: float, num_outputs: int) -> int:
+        """A linear of each name with that part of its weights there, drawn once and copied; bytes of one of them."""
+        num_inputs = self.graph.width(source)
+        generator = np.random.default_rng(0)
+        values = generator.standard_normal((num_outputs, num_inputs), dtype=np.float32)
+        values[generator.random(values.shape, dtype=np.float32) >= density] = 0
+        bits = values.astype(np.float16).view(np.uint16)
+        num_bytes = _native.sparse_size(num_outputs, num_inputs, bits, 0)
+        memory = _native.allocate(len(outputs) * num_bytes).reshape(len(outputs), num_bytes)
+        _native.pack_sparse_into(num_outputs, num_inputs, bits, 0, memory[0])
+        memory[1:] = memory[0]
+        for output, packed in zip(outputs, memory, strict=True):
+            matrix = PackedMatrix(SPARSE_FORMAT, num_outputs, num_inputs, packed)
+            self.graph.linear(output, source, self.add(f"{output}.weight", matrix), num_outputs)
+        return num_bytes
 
     def start(self, output: str, isa: str, num_threads: int, max_rows: int, context_tokens: int = 0) -> Runner:
         """What runs the graph, whose own output are the selected rows of `output`, at that many positions or rows."""
