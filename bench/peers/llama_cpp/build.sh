@@ -4,7 +4,7 @@
 #   build.sh [--isa NAME] [--llama-bench] [--server] [--quantize] [work_folder]
 #
 # work_folder   default build/peers/llama_cpp in this repository
-# --isa         instruction set to hold the build to, by the names of SUBSECOND_ISA: avx2, avxvnni, avx512, avx512vnni.
+# --isa         instruction set to hold the build to, by the names of SUBSECOND_ISA: avx2, avxvnni, avx512, avx512vnni, amx.
 #               It gets a folder of its own (build-NAME) in the same work folder. Default: native, all this CPU has.
 # --llama-bench also builds llama.cpp's own benchmark (several minutes more).
 # --server      also builds llama.cpp's own server, without its web page (many minutes more).
@@ -25,8 +25,8 @@ if [[ ${1:-} == --isa ]]; then isa=${2:-}; shift $(($# < 2 ? $# : 2)); fi
 if [[ ${1:-} == --llama-bench ]]; then llama_bench=ON; shift; fi
 if [[ ${1:-} == --server ]]; then server=ON; shift; fi
 if [[ ${1:-} == --quantize ]]; then quantize=ON; shift; fi
-if [[ $# -gt 1 || ${1:-} == -* || ! $isa =~ ^(native|avx2|avxvnni|avx512|avx512vnni)$ ]]; then
-    echo "usage: build.sh [--isa native|avx2|avxvnni|avx512|avx512vnni] [--llama-bench] [--server] [--quantize] [work_folder];" \
+if [[ $# -gt 1 || ${1:-} == -* || ! $isa =~ ^(native|avx2|avxvnni|avx512|avx512vnni|amx)$ ]]; then
+    echo "usage: build.sh [--isa native|avx2|avxvnni|avx512|avx512vnni|amx] [--llama-bench] [--server] [--quantize] [work_folder];" \
         "got: $isa $*" >&2
     exit 2
 fi

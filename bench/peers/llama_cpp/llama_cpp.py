@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bench.timing import PeerError
 
 NATIVE = "native"
-ISAS = (NATIVE, "avx2", "avxvnni", "avx512", "avx512vnni")
+ISAS = (NATIVE, "avx2", "avxvnni", "avx512", "avx512vnni", "amx")
 """What build.sh takes as --isa."""
 
 _HEADER = struct.Struct("<3i")
