@@ -23,7 +23,7 @@ from subsecond import _native
 from subsecond.backends.native import measuring
 from subsecond.backends.native.timing_attention import AttentionTimer
 from subsecond.backends.native.trial import Trial, WeightPool
-from subsecond.backends.native.weight_formats import PACKED_FORMATS
+from subsecond.backends.native.weight_formats import PACKED_FORMATS, SPARSE_FORMATS
 from subsecond.backends.probe import read_rate
 from subsecond.core.hardware import probe as describe_machine
 
@@ -42,7 +42,9 @@ SHAPES: Mapping[str, tuple[int, int]] = {  # inputs, outputs
     "qkv-smollm2": (576, 960),
     "o-smollm2": (576, 576),
 }
-SPARSE_ZEROS = {"F16_SPARSE50": 0.5, "F16_SPARSE80": 0.8, "F16_SPARSE90": 0.9}  # F16_SPARSE by its share of zeros
+SPARSE_ZEROS = {  # sparse formats with their share of zeros
+    f"{name}{zeros}": (name, zeros / 100) for name in SPARSE_FORMATS for zeros in (50, 80, 90)
+}
 FORMATS = (*PACKED_FORMATS, *SPARSE_ZEROS)
 CONTEXTS = (1024, 8192)
 HEADS = {"1b": (64, 8, 4), "smollm2": (64, 3, 3)}  # width of a head, key/value heads, query heads for each
@@ -97,10 +99,11 @@ def layers_of(num_bytes: int) -> int:
     return min(MAX_LAYERS, -(-MEMORY_BYTES // num_bytes))
 
 
-def add_sparse(trial: Trial, outputs: int, inputs: int, zeros: float) -> tuple[int, int]:
+def add_sparse(trial: Trial, outputs: int, inputs: int, packed_format: str, zeros: float) -> tuple[int, int]:
     """Add linears y0, y1, ... of one weight with that share of zeros, copied for each; its bytes, and how many."""
-    num_layers = layers_of(outputs * inputs // 8 + round(2 * outputs * inputs * (1 - zeros)))
-    return trial.sparse_linears([f"y{layer}" for layer in range(num_layers)], "x", 1 - zeros, outputs), num_layers
+    num_layers = layers_of(round(outputs * inputs * 4 * (1 - zeros)))
+    outputs_of = [f"y{layer}" for layer in range(num_layers)]
+    return trial.sparse_linears(outputs_of, "x", 1 - zeros, outputs, packed_format), num_layers
 
 
 def time_linears(
@@ -112,7 +115,7 @@ def time_linears(
         trial = Trial(pool)
         trial.source("x", inputs)
         if kind in SPARSE_ZEROS:
-            num_bytes, num_layers = add_sparse(trial, outputs, inputs, SPARSE_ZEROS[kind])
+            num_bytes, num_layers = add_sparse(trial, outputs, inputs, *SPARSE_ZEROS[kind])
         else:
             num_bytes = _native.packed_size(kind, outputs, inputs)
             num_layers = layers_of(num_bytes)

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "cpu_features.h"
+#include "list_weight.h"
 #include "packed_weight.h"
 #include "probe.h"
 #include "self_test.h"
@@ -23,7 +24,7 @@ using Packed = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 int64_t packed_size(const std::string& name, int64_t num_outputs, int64_t num_inputs) {
   const Format format = checked_format(name, num_outputs, num_inputs);
-  if (format == Format::kF16_SPARSE) throw nb::value_error("the size of a sparse weight depends on its zeros");
+  if (has_offsets(format)) throw nb::value_error("the size of a sparse weight depends on its zeros");
   return packed_bytes(format, num_outputs, num_inputs);
 }
 
@@ -31,7 +32,7 @@ void pack_into(const std::string& name, int64_t num_outputs, int64_t num_inputs,
                const Packed& packed) {
   const Format format = checked_format(name, num_outputs, num_inputs);
   if (is_channel(format)) throw nb::value_error((name + " is no stored format; quantize_into makes it").c_str());
-  if (format == Format::kF16_SPARSE) throw nb::value_error("pack_sparse_into packs sparse weights");
+  if (has_offsets(format)) throw nb::value_error("pack_sparse_into packs sparse weights");
   const FormatInfo& info = format_info(format);
   if (static_cast<int64_t>(stored.shape(0)) != num_outputs * (num_inputs / info.block_elements) * info.block_bytes)
     throw nb::value_error("the stored tensor has not the number of bytes that its shape asks for");
@@ -62,35 +63,41 @@ void quantize_into(const std::string& name, int64_t num_outputs, int64_t num_inp
   quantize_weight(format, num_outputs, num_inputs, rows.data(), begin, begin + count, packed.data());
 }
 
-// Whole panels of a sparse weight, or those up to its last output.
-void check_sparse_rows(int64_t num_outputs, int64_t num_inputs, const HalfRows& rows, int64_t begin) {
-  checked_format(format_name(Format::kF16_SPARSE), num_outputs, num_inputs);
+// A format of sparse weights; the rows are whole panels of such a weight, or those up to its last output.
+Format checked_sparse(const std::string& name, int64_t num_outputs, int64_t num_inputs, const HalfRows& rows,
+                      int64_t begin) {
+  const Format format = checked_format(name, num_outputs, num_inputs);
+  if (!has_offsets(format)) throw nb::value_error((name + " is no format of sparse weights").c_str());
   const auto count = static_cast<int64_t>(rows.shape(0));
   if (static_cast<int64_t>(rows.shape(1)) != num_inputs || begin < 0 || begin % kPanelOutputs != 0 ||
       begin > num_outputs - count || (count % kPanelOutputs != 0 && begin + count != num_outputs))
     throw nb::value_error("rows of num_inputs weights, whole panels of sixteen or up to the last output");
+  return format;
 }
 
-int64_t sparse_size(int64_t num_outputs, int64_t num_inputs, const HalfRows& rows, int64_t begin) {
-  check_sparse_rows(num_outputs, num_inputs, rows, begin);
+int64_t sparse_size(const std::string& name, int64_t num_outputs, int64_t num_inputs, const HalfRows& rows,
+                    int64_t begin) {
+  const Format format = checked_sparse(name, num_outputs, num_inputs, rows, begin);
   nb::gil_scoped_release release;
-  const int64_t header = begin == 0 ? sparse_header_bytes(num_outputs) : 0;
-  return header + sparse_panels_bytes(num_inputs, rows.data(), static_cast<int64_t>(rows.shape(0)));
+  const auto panels_bytes = format == Format::kF16_LIST ? list_panels_bytes : sparse_panels_bytes;
+  return (begin == 0 ? offsets_bytes(num_outputs) : 0) +
+         panels_bytes(num_inputs, rows.data(), static_cast<int64_t>(rows.shape(0)));
 }
 
 // Outputs [begin, begin + rows) of a sparse weight; those before were packed. Returns where the next ones begin.
-int64_t pack_sparse_into(int64_t num_outputs, int64_t num_inputs, const HalfRows& rows, int64_t begin,
-                         const Packed& packed) {
-  const int64_t num_bytes = sparse_size(num_outputs, num_inputs, rows, begin);
-  const auto size = static_cast<int64_t>(packed.shape(0)), header = sparse_header_bytes(num_outputs);
+int64_t pack_sparse_into(const std::string& name, int64_t num_outputs, int64_t num_inputs, const HalfRows& rows,
+                         int64_t begin, const Packed& packed) {
+  const Format format = checked_sparse(name, num_outputs, num_inputs, rows, begin);
+  const int64_t num_bytes = sparse_size(name, num_outputs, num_inputs, rows, begin);
+  const int64_t size = static_cast<int64_t>(packed.shape(0)), header = offsets_bytes(num_outputs);
   if (size < header) throw nb::value_error("the packed buffer is smaller than sparse_size says");
-  const PackedWeight weight{Format::kF16_SPARSE, num_outputs, num_inputs, packed.data()};
-  const int64_t start = begin == 0 ? 0 : sparse_panel(weight, begin / kPanelOutputs) - packed.data();
+  const auto start = begin == 0 ? int64_t{0} : static_cast<int64_t>(offset_at(packed.data(), begin / kPanelOutputs));
   if (start < (begin == 0 ? 0 : header) || num_bytes > size - start)
     throw nb::value_error("the packed buffer is smaller than sparse_size says, or holds not the outputs before");
   nb::gil_scoped_release release;
   const int64_t end = begin + static_cast<int64_t>(rows.shape(0));
-  pack_sparse(num_outputs, num_inputs, rows.data(), begin, end, packed.data());
+  const auto pack = format == Format::kF16_LIST ? pack_list : pack_sparse;
+  pack(num_outputs, num_inputs, rows.data(), begin, end, packed.data());
   return start + num_bytes;
 }
 
@@ -211,8 +218,9 @@ Format checked_format(const std::string& name, int64_t num_outputs, int64_t num_
     if (num_inputs > kMaxChannelInputs) throw nb::value_error("a weight of a channel format has at most 65536 inputs");
     return format;
   }
-  if (format == Format::kF16_SPARSE) {
-    if (num_inputs > kMaxSparseInputs) throw nb::value_error("a sparse weight has at most 2^24 inputs");
+  if (has_offsets(format)) {
+    if (num_inputs > (format == Format::kF16_LIST ? kMaxListInputs : kMaxSparseInputs))
+      throw nb::value_error("a weight of F16_SPARSE has at most 2^24 inputs, one of F16_LIST 65536");
     return format;
   }
   if (num_inputs % format_info(format).block_elements != 0)
@@ -224,9 +232,9 @@ PackedWeight checked_weight(const std::string& name, int64_t num_outputs, int64_
   const Format format = checked_format(name, num_outputs, num_inputs);
   const PackedWeight weight{format, num_outputs, num_inputs, packed.data()};
   const auto size = static_cast<int64_t>(packed.shape(0));
-  if (format == Format::kF16_SPARSE) {
-    if (!is_sound_sparse(weight, size))
-      throw nb::value_error("offsets, masks and bytes of the sparse weight do not fit each other");
+  if (has_offsets(format)) {
+    if (!(format == Format::kF16_LIST ? is_sound_list : is_sound_sparse)(weight, size))
+      throw nb::value_error("offsets and contents of the sparse weight do not fit each other");
   } else if (size != packed_bytes(format, num_outputs, num_inputs)) {
     throw nb::value_error("the packed weight has not the number of bytes that its shape asks for");
   }
@@ -256,7 +264,7 @@ NB_MODULE(_native, module) {
   module.def("measure_processor_share", &processor_share, nb::arg("num_threads"), nb::arg("seconds") = 0.1,
              "Share of the processors' time that threads get which ask for all of it.");
   module.def("packed_size", &packed_size, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
-             "Bytes of a packed weight, of all formats but F16_SPARSE.");
+             "Bytes of a packed weight, of all formats but F16_SPARSE and F16_LIST.");
   module.def("pack_into", &pack_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              nb::arg("stored").noconvert(), nb::arg("packed").noconvert(),
              "Reorder a stored tensor into its packed form.");
@@ -264,10 +272,10 @@ NB_MODULE(_native, module) {
       "quantize_into", &quantize_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
       nb::arg("rows").noconvert(), nb::arg("begin"), nb::arg("packed").noconvert(),
       "Quantize outputs from `begin` on, float32 rows that are rotated in place, into a weight of a channel format.");
-  module.def("sparse_size", &sparse_size, nb::arg("num_outputs"), nb::arg("num_inputs"), nb::arg("rows").noconvert(),
-             nb::arg("begin"),
-             "Bytes that outputs from `begin` on, bits of float16, add to a weight of format F16_SPARSE.");
-  module.def("pack_sparse_into", &pack_sparse_into, nb::arg("num_outputs"), nb::arg("num_inputs"),
+  module.def("sparse_size", &sparse_size, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
+             nb::arg("rows").noconvert(), nb::arg("begin"),
+             "Bytes that outputs from `begin` on, bits of float16, add to a weight of format F16_SPARSE or F16_LIST.");
+  module.def("pack_sparse_into", &pack_sparse_into, nb::arg("format"), nb::arg("num_outputs"), nb::arg("num_inputs"),
              nb::arg("rows").noconvert(), nb::arg("begin"), nb::arg("packed").noconvert(),
              "Pack outputs from `begin` on, those before having been packed; returns where the next ones begin.");
   module.def(

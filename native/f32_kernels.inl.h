@@ -190,12 +190,17 @@ using UnpackRows = void (*)(const PackedWeight&, int64_t, int, int, float*);
 static constexpr auto kUnpackRows = format_table([]<Format F>() -> UnpackRows { return unpack_rows<F>; });
 
 static void unpack_sparse_rows(const PackedWeight& weight, int64_t panel, int begin, int end, float* output);
+static void unpack_list_rows(const PackedWeight& weight, int64_t panel, int begin, int end, float* output);
+
+static inline UnpackRows unpack_rows_of(Format format) {
+  if (format == Format::kF16_LIST) return unpack_list_rows;
+  return format == Format::kF16_SPARSE ? unpack_sparse_rows : kUnpackRows[format];
+}
 
 static void unpack_row(const PackedWeight& weight, int64_t index, float* output) {
   const int64_t panel = index / kPanelOutputs;
   const int n = static_cast<int>(index % kPanelOutputs);
-  const bool is_sparse = weight.format == Format::kF16_SPARSE;
-  const UnpackRows unpack = is_sparse ? unpack_sparse_rows : kUnpackRows[weight.format];
+  const UnpackRows unpack = unpack_rows_of(weight.format);
   if (weight.num_inputs % kTileInputs == 0) return unpack(weight, panel, n, n + 1, output);
   const int64_t bytes = weight.num_tiles() * kTileInputs * static_cast<int64_t>(sizeof(float));
   float* padded = static_cast<float*>(__builtin_alloca(static_cast<size_t>(bytes)));
@@ -213,7 +218,9 @@ static void unpack_row(const PackedWeight& weight, int64_t index, float* output)
 // clang-format on
 
 static int64_t scratch_bytes(int64_t max_inputs, int64_t head_dim) {
-  const int64_t panels = kSumsBytes + 4 * (unpacked_bytes(padded_width(max_inputs)) + UnpackedTiles::kNumBytes);
+  const int64_t width = padded_width(max_inputs);
+  const int64_t panels =
+      kSumsBytes + 4 * (unpacked_bytes(width) + UnpackedTiles::kNumBytes) + ListScratch::num_bytes(width);
   const int64_t attention = attend_scratch_bytes(head_dim);
   return panels > attention ? panels : attention;
 }

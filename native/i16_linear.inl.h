@@ -233,7 +233,18 @@ static void dot_rows(const UnpackedTiles* panels, const Activations& x, int64_t 
   if constexpr (R > 1) dot_rows<R - 1, P, num_scales, is_offset>(panels, x, row, count, tile, num_tiles, sums);
 }
 
+// The panels of a unit: of a gated linear those of gate, then those of up.
+struct Unit {
+  UnitPanels work;
+  bool is_gated;
+
+  int num_places() const { return is_gated ? 2 * work.num_panels : work.num_panels; }
+  int weight(int place) const { return is_gated ? place / work.num_panels : work.weight; }
+  int64_t panel(int place) const { return work.panels[is_gated ? place % work.num_panels : place]; }
+};
+
 #include "float_linear.inl.h"
+#include "list_linear.inl.h"
 
 // --- linear ---------------------------------------------------------------------------------------------------------
 
@@ -268,20 +279,12 @@ static constexpr FormatKernels format_kernels() {
 static constexpr auto kFormatKernels = format_table([]<Format F>() { return format_kernels<F>(); });
 
 static constexpr FormatKernels kSparseKernels = {nullptr, nullptr, nullptr, nullptr, dot_sparse_panel, unpack_sparse};
+static constexpr FormatKernels kListKernels = {nullptr, nullptr, nullptr, nullptr, dot_list_panel, nullptr};
 
 static inline const FormatKernels& kernels_of(Format format) {
+  if (format == Format::kF16_LIST) return kListKernels;
   return format == Format::kF16_SPARSE ? kSparseKernels : kFormatKernels[format];
 }
-
-// The panels of a unit: of a gated linear those of gate, then those of up.
-struct Unit {
-  UnitPanels work;
-  bool is_gated;
-
-  int num_places() const { return is_gated ? 2 * work.num_panels : work.num_panels; }
-  int weight(int place) const { return is_gated ? place / work.num_panels : work.weight; }
-  int64_t panel(int place) const { return work.panels[is_gated ? place % work.num_panels : place]; }
-};
 
 // One row: sums of every place.
 static void dot_places(const LinearArgs& args, const Unit& unit, const Activations& x, float (*sums)[16]) {
@@ -352,16 +355,20 @@ static bool is_panel_block(const LinearArgs& args, const Unit& unit, int place) 
 static void linear_rows(const LinearArgs& args, const Unit& unit, const Activations& x, uint8_t* scratch) {
   float* sums = reinterpret_cast<float*>(scratch);
   uint8_t* unpacked = scratch + kSumsBytes;
+  const int64_t width = x.num_tiles * kTileInputs;
+  const ListScratch lists{reinterpret_cast<float*>(unpacked + 4 * unpacked_bytes(width)), width};
   for (int64_t row = 0; row < args.num_rows; row += kRowChunk) {
     const int64_t count = args.num_rows - row < kRowChunk ? args.num_rows - row : kRowChunk;
     __builtin_memset(sums, 0, static_cast<size_t>(count * 64) * sizeof(float));
+    multiply_lists(args, unit, x, row, count, lists, sums);
     for (int place = 0; place < unit.num_places();) {
-      const bool is_plain = kernels_of(args.weights[unit.weight(place)].format).unpack_floats != nullptr;
-      const int num_panels = !is_plain && is_panel_block(args, unit, place) ? kPanelBlock : 1;
+      const Format format = args.weights[unit.weight(place)].format;
+      const bool is_plain = kernels_of(format).unpack_floats != nullptr, is_list = format == Format::kF16_LIST;
+      const int num_panels = !is_plain && !is_list && is_panel_block(args, unit, place) ? kPanelBlock : 1;
       if (is_plain)
         multiply_floats(args, unit, place, x, row, count,
-                        reinterpret_cast<float*>(unpacked + place * unpacked_bytes(x.num_tiles * kTileInputs)), sums);
-      else
+                        reinterpret_cast<float*>(unpacked + place * unpacked_bytes(width)), sums);
+      else if (!is_list)
         multiply_tiles(args, unit, place, num_panels, x, row, count, unpacked, sums);
       place += num_panels;
     }

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "channel_weight.h"
+#include "list_weight.h"
 #include "packed_weight.h"
 #include "rotation.h"
 #include "sparse_weight.h"

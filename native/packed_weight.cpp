@@ -247,7 +247,7 @@ Format format_by_name(const char* name) {
 }
 
 const char* format_name(Format format) {
-  constexpr const char* others[] = {"INT8", "INT4", "NESTED8", "NESTED4", "F16_SPARSE"};
+  constexpr const char* others[] = {"INT8", "INT4", "NESTED8", "NESTED4", "F16_SPARSE", "F16_LIST"};
   static_assert(kNumFormats + sizeof(others) / sizeof(others[0]) == static_cast<size_t>(Format::kCount));
   const auto index = static_cast<size_t>(format);
   return index < kNumFormats ? kFormats[index].name : others[index - kNumFormats];
@@ -260,8 +260,7 @@ int64_t PackedWeight::panel_bytes() const {
 }
 
 const uint8_t* PackedWeight::panel(int64_t index) const {
-  if (format == Format::kF16_SPARSE) return sparse_panel(*this, index);
-  return data + index * panel_bytes();
+  return data + (has_offsets(format) ? static_cast<int64_t>(offset_at(data, index)) : index * panel_bytes());
 }
 
 int64_t packed_bytes(Format format, int64_t num_outputs, int64_t num_inputs) {

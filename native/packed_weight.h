@@ -45,7 +45,7 @@
 // A byte of mq holds m - 1 of output n in its low and of output n + 8 in its high bits; a byte of q4[v] is an input of
 // group v in its low and of group v + 4 in its high bits. Codes begin at a multiple of 64 bytes.
 //
-// F16_SPARSE is F16 without its zeros, and has a layout of its own (sparse_weight.h).
+// F16_SPARSE and F16_LIST are F16 without its zeros; their layouts are in sparse_weight.h and list_weight.h.
 //
 // N is padded to 16 and K to 32 with zero weights.
 #pragma once
@@ -80,9 +80,13 @@ enum class Format : int32_t {
   kINT4,
   kNESTED8,
   kNESTED4,
-  kF16_SPARSE,  // read as stored formats are
+  kF16_SPARSE,  // these two are read as stored formats are
+  kF16_LIST,
   kCount
 };
+
+// Whether panels differ in size, and offsets stand before them.
+constexpr bool has_offsets(Format format) { return format >= Format::kF16_SPARSE; }
 
 constexpr bool is_channel(Format format) { return format >= Format::kNumStored && format < Format::kF16_SPARSE; }
 constexpr bool is_nested(Format format) { return format == Format::kNESTED8 || format == Format::kNESTED4; }
@@ -203,12 +207,12 @@ struct PackedWeight {
 
   int64_t num_panels() const { return (num_outputs + kPanelOutputs - 1) / kPanelOutputs; }
   int64_t num_tiles() const { return (num_inputs + kTileInputs - 1) / kTileInputs; }
-  // Not of F16_SPARSE, whose panels differ; of nested formats without the residual.
+  // Not of formats with offsets; of nested formats without the residual.
   int64_t panel_bytes() const;
   const uint8_t* panel(int64_t index) const;
 };
 
-// Bytes of a packed weight, padding included; F16_SPARSE has no number of its own.
+// Bytes of a packed weight, padding included; not of formats with offsets.
 int64_t packed_bytes(Format format, int64_t num_outputs, int64_t num_inputs);
 
 // Reorder the rows of a stored tensor (num_outputs rows of stored blocks) into `packed`, which is written in full.

@@ -140,15 +140,17 @@ void test_channel_linear(const Kernels& kernels, std::vector<SelfTestResult>& re
 }
 
 // Half of the weights are zero.
-void test_sparse_linear(const Kernels& kernels, double tolerance, std::vector<SelfTestResult>& results) {
+void test_sparse_linear(const Kernels& kernels, Format format, double tolerance, std::vector<SelfTestResult>& results) {
   constexpr int64_t num_outputs = 20, num_inputs = 100;
+  const bool is_list = format == Format::kF16_LIST;
   Numbers numbers;
   std::vector<uint16_t> rows(static_cast<size_t>(num_outputs * num_inputs));
   for (uint16_t& bits : rows) bits = numbers.next() < 0.0f ? 0 : static_cast<uint16_t>(0x3000 + numbers.byte());
-  const int64_t num_bytes = sparse_panels_bytes(num_inputs, rows.data(), num_outputs);
-  std::vector<uint8_t> packed(static_cast<size_t>(sparse_header_bytes(num_outputs) + num_bytes) + 4096);
-  pack_sparse(num_outputs, num_inputs, rows.data(), 0, num_outputs, packed.data());
-  const PackedWeight weight{Format::kF16_SPARSE, num_outputs, num_inputs, packed.data()};
+  const auto panels_bytes = is_list ? list_panels_bytes : sparse_panels_bytes;
+  const int64_t num_bytes = offsets_bytes(num_outputs) + panels_bytes(num_inputs, rows.data(), num_outputs);
+  std::vector<uint8_t> packed(static_cast<size_t>(num_bytes) + 4096);
+  (is_list ? pack_list : pack_sparse)(num_outputs, num_inputs, rows.data(), 0, num_outputs, packed.data());
+  const PackedWeight weight{format, num_outputs, num_inputs, packed.data()};
   double error = 0.0;
   uint64_t digest = kDigestStart;
   for (const int64_t num_rows : {1, 11}) {
@@ -275,7 +277,8 @@ std::vector<SelfTestResult> self_test(const Kernels& kernels) {
   const double tolerance = is_exact ? 0.0 : 0.02;
   test_linear(kernels, tolerance, results);
   test_channel_linear(kernels, results);
-  test_sparse_linear(kernels, tolerance, results);
+  for (const Format format : {Format::kF16_SPARSE, Format::kF16_LIST})
+    test_sparse_linear(kernels, format, tolerance, results);
   for (const AttentionKernels& attention : kernels.attention)
     if (attention.kv_type) test_attention(kernels, attention, results);
   test_element_wise(kernels, results);

@@ -6,8 +6,6 @@
 namespace subsecond {
 namespace {
 
-constexpr bool is_weight(uint16_t bits) { return (bits & 0x7fff) != 0; }
-
 int64_t count_weights(const uint16_t* values, int64_t count) {
   int64_t found = 0;
   for (int64_t i = 0; i < count; ++i) found += is_weight(values[i]);
@@ -21,12 +19,6 @@ int64_t count_bits(const uint8_t* masks, int64_t num_tiles) {
 }
 
 int64_t tiles_of(int64_t num_inputs) { return (num_inputs + kTileInputs - 1) / kTileInputs; }
-
-uint64_t offset_at(const uint8_t* packed, int64_t panel) {
-  uint64_t offset;
-  std::memcpy(&offset, packed + 8 * panel, 8);
-  return offset;
-}
 
 // Appends the weights of a row to `weights` and sets their bits; returns how many they are.
 int64_t pack_row(const uint16_t* row, int64_t num_inputs, uint8_t* masks, uint8_t* weights) {
@@ -70,11 +62,8 @@ int64_t sparse_panels_bytes(int64_t num_inputs, const uint16_t* rows, int64_t nu
 
 void pack_sparse(int64_t num_outputs, int64_t num_inputs, const uint16_t* rows, int64_t begin, int64_t end,
                  uint8_t* packed) {
-  const int64_t num_tiles = tiles_of(num_inputs), header = sparse_header_bytes(num_outputs);
-  if (begin == 0) {
-    std::memset(packed, 0, static_cast<size_t>(header));
-    std::memcpy(packed, &header, 8);
-  }
+  const int64_t num_tiles = tiles_of(num_inputs);
+  if (begin == 0) begin_offsets(num_outputs, packed);
   for (int64_t row = begin; row < end; row += kPanelOutputs) {
     const int64_t index = row / kPanelOutputs, count = end - row < kPanelOutputs ? end - row : kPanelOutputs;
     const uint64_t offset = offset_at(packed, index);
@@ -91,21 +80,14 @@ void pack_sparse(int64_t num_outputs, int64_t num_inputs, const uint16_t* rows, 
     }
     const int64_t num_bytes = SparsePanel::num_bytes(num_tiles, num_weights), used = weights_at + 2 * num_weights;
     std::memset(data + used, 0, static_cast<size_t>(num_bytes - used));
-    const uint64_t next = offset + static_cast<uint64_t>(num_bytes);
-    std::memcpy(packed + 8 * (index + 1), &next, 8);
+    put_offset(packed, index + 1, offset + static_cast<uint64_t>(num_bytes));
   }
 }
 
 bool is_sound_sparse(const PackedWeight& weight, int64_t num_bytes) {
-  const int64_t header = sparse_header_bytes(weight.num_outputs), num_tiles = weight.num_tiles();
-  const auto least = static_cast<uint64_t>(SparsePanel::num_bytes(num_tiles, 0));
-  if (num_bytes < header || offset_at(weight.data, 0) != static_cast<uint64_t>(header)) return false;
-  for (int64_t index = 0; index < weight.num_panels(); ++index) {
-    const uint64_t begin = offset_at(weight.data, index), end = offset_at(weight.data, index + 1);
-    if (end > static_cast<uint64_t>(num_bytes) || end < begin || end - begin < least) return false;
-    if (!is_sound_panel({weight.data + begin, num_tiles}, static_cast<int64_t>(end - begin))) return false;
-  }
-  return offset_at(weight.data, weight.num_panels()) == static_cast<uint64_t>(num_bytes);
+  const int64_t num_tiles = weight.num_tiles();
+  return are_sound_offsets(weight, num_bytes, SparsePanel::num_bytes(num_tiles, 0),
+                           [&](const uint8_t* data, int64_t size) { return is_sound_panel({data, num_tiles}, size); });
 }
 
 }  // namespace subsecond

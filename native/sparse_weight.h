@@ -6,7 +6,7 @@
 //                       mask[16][T]   uint32, bit k % 32 of word k / 32: whether the weight of input k is stored
 //                       weight[]      fp16, output after output; 64 bytes at least up to the next multiple of 64
 //
-// Weights of zero and of minus zero are left out. The bytes behind the last weight may be read by vectors.
+// The bytes behind the last weight may be read by vectors.
 #pragma once
 
 #include "packed_weight.h"
@@ -41,17 +41,48 @@ inline uint32_t mask_at(const uint8_t* masks, int64_t tile) {
   return mask;
 }
 
-inline const uint8_t* sparse_panel(const PackedWeight& weight, int64_t index) {
-  uint64_t offset;
-  __builtin_memcpy(&offset, weight.data + 8 * index, 8);
-  return weight.data + offset;
-}
+// Weights of zero and of minus zero are none.
+constexpr bool is_weight(uint16_t bits) { return (bits & 0x7fff) != 0; }
+
+// --- offsets of panels, for F16_LIST too ----------------------------------------------------------------------------
 
 // Bytes before the first panel.
-constexpr int64_t sparse_header_bytes(int64_t num_outputs) {
+constexpr int64_t offsets_bytes(int64_t num_outputs) {
   const int64_t num_panels = (num_outputs + kPanelOutputs - 1) / kPanelOutputs;
   return ((num_panels + 1) * 8 + 63) / 64 * 64;
 }
+
+inline uint64_t offset_at(const uint8_t* packed, int64_t panel) {
+  uint64_t offset;
+  __builtin_memcpy(&offset, packed + 8 * panel, 8);
+  return offset;
+}
+
+inline void put_offset(uint8_t* packed, int64_t panel, uint64_t offset) {
+  __builtin_memcpy(packed + 8 * panel, &offset, 8);
+}
+
+// Only that of the first panel; each packed panel adds that of the next.
+inline void begin_offsets(int64_t num_outputs, uint8_t* packed) {
+  const int64_t num_bytes = offsets_bytes(num_outputs);
+  __builtin_memset(packed, 0, static_cast<size_t>(num_bytes));
+  put_offset(packed, 0, static_cast<uint64_t>(num_bytes));
+}
+
+// Whether panels of at least `least` bytes follow each other up to the end, and is_sound(data, bytes) holds for each.
+template <class IsSound>
+bool are_sound_offsets(const PackedWeight& weight, int64_t num_bytes, int64_t least, IsSound is_sound) {
+  const auto header = static_cast<uint64_t>(offsets_bytes(weight.num_outputs)), size = static_cast<uint64_t>(num_bytes);
+  if (size < header || offset_at(weight.data, 0) != header) return false;
+  for (int64_t index = 0; index < weight.num_panels(); ++index) {
+    const uint64_t begin = offset_at(weight.data, index), end = offset_at(weight.data, index + 1);
+    if (end > size || end < begin || end - begin < static_cast<uint64_t>(least)) return false;
+    if (!is_sound(weight.data + begin, static_cast<int64_t>(end - begin))) return false;
+  }
+  return offset_at(weight.data, weight.num_panels()) == size;
+}
+
+// --- panels ---------------------------------------------------------------------------------------------------------
 
 // Bytes of the panels of `num_rows` outputs, the first of which begins one: bits of fp16 [num_rows][num_inputs].
 int64_t sparse_panels_bytes(int64_t num_inputs, const uint16_t* rows, int64_t num_rows);

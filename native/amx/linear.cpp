@@ -178,7 +178,23 @@ void unpack_sparse_panel(const uint8_t* data, int64_t num_tiles, uint16_t* out) 
   }
 }
 
-// Sparse panels are unpacked in full for any number of rows: `unpack` alone.
+void unpack_list_panel(const uint8_t* data, int64_t num_tiles, uint16_t* out) {
+  const ListPanel panel{data};
+  std::memset(out, 0, static_cast<size_t>(num_tiles * kTileBytes));
+  for (int64_t n = 0; n < kPanelOutputs; ++n)
+    for (int64_t g = panel.start(n); g < panel.start(n + 1); ++g) {
+      const uint8_t* group = panel.group(g);
+      alignas(64) uint16_t weights[32];
+      store_row(weights, round_pair(halves(group + ListPanel::kWeightsAt), _mm512_setzero_ps()));
+      for (int64_t i = 0; i < ListPanel::kGroupWeights; ++i) {
+        const int64_t k = half_word(group, i);
+        // a zero fills up, and would cover a weight of input 0
+        if (weights[i] & 0x7fff) out[k / kTileInputs * kTileValues + n * kTileInputs + k % kTileInputs] = weights[i];
+      }
+    }
+}
+
+// Panels of formats with offsets are unpacked in full for any number of rows: `unpack` alone.
 struct FormatKernels {
   void (*stream_4x1)(const Operands&, uint16_t*, float*);
   void (*stream_2x2)(const Operands&, int, uint16_t*, float*);
@@ -189,8 +205,10 @@ constexpr auto kFormatKernels =
     format_table([]<Format F>() { return FormatKernels{stream_4x1<F>, stream_2x2<F>, unpack_panel<F>}; });
 
 constexpr FormatKernels kSparseKernels = {nullptr, nullptr, unpack_sparse_panel};
+constexpr FormatKernels kListKernels = {nullptr, nullptr, unpack_list_panel};
 
 inline const FormatKernels& kernels_of(Format format) {
+  if (format == Format::kF16_LIST) return kListKernels;
   return format == Format::kF16_SPARSE ? kSparseKernels : kFormatKernels[format];
 }
 
@@ -279,8 +297,8 @@ void linear_unit(const LinearArgs& args, const Unit& unit, uint8_t* scratch) {
     o.panels[i] = weight(place).panel(unit.panel(place));
   }
   const Format format = weight(0).format;
-  const bool is_streamed = format != Format::kF16_SPARSE && num_row_tiles <= kStreamRowTiles &&
-                           (!unit.is_gated || weight(1).format == format);
+  const bool is_streamed =
+      !has_offsets(format) && num_row_tiles <= kStreamRowTiles && (!unit.is_gated || weight(1).format == format);
   if (is_streamed && num_row_tiles == 1) {
     kernels_of(format).stream_4x1(o, unpacked, sums);
     const int step = unit.is_gated ? 2 : 1;

@@ -143,6 +143,11 @@ V expand_halves(const uint8_t* p, uint32_t mask) {
   });
 }
 
+// x[i] for sixteen indices of 16 bits.
+V gather_lanes(const float* x, const uint8_t* indices) {
+  return V::each([&](int i) { return x[half_word(indices, i)]; });
+}
+
 V codes_bf16(const uint8_t* p) {
   return V::each([&](int i) {
     const uint32_t bits = static_cast<uint32_t>(p[2 * i]) << 16 | static_cast<uint32_t>(p[2 * i + 1]) << 24;

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from subsecond import _native
-from subsecond.backends.native.weight_formats import PACKED_FORMATS, SPARSE_FORMAT
+from subsecond.backends.native.weight_formats import PACKED_FORMATS, SPARSE_FORMATS
 from tests.parity.kernel_cases import (
     ACTIVATIONS,
     BLOCK_INPUTS,
@@ -55,7 +55,7 @@ def widths(name: str) -> list[int]:
 def test_the_formats_of_the_kernels_are_those_of_the_loader() -> None:
     names = [name for name, *_ in _native.self_test("scalar")]
     tested = {name.removeprefix("linear_") for name in names if name.startswith("linear_")}
-    assert tested == {*PACKED_FORMATS, SPARSE_FORMAT}
+    assert tested == {*PACKED_FORMATS, *SPARSE_FORMATS}
 
 
 @pytest.mark.parametrize("name", FORMATS)

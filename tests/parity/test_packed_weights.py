@@ -103,16 +103,17 @@ def test_channel_formats_are_made_of_the_values_whatever_the_chunks(
 
 
 class PrunedSource:
-    """Half precision in every other weight of "pruned", everywhere in "full"; `stored` is their type."""
+    """Half precision in every other weight of "half", few of "few", everywhere in "full"; `stored` is their type."""
 
-    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({"pruned": (40, 100), "full": (16, 64)})
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({"half": (40, 100), "few": (20, 576), "full": (16, 64)})
 
     def __init__(self, stored: TensorType) -> None:
         rng = np.random.default_rng(2)
         self._type = stored
         self.too_large = 0.0  # instead of the first weight
         self.values = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in self.shapes.items()}
-        self.values["pruned"][:, ::2] = 0
+        self.values["half"][:, ::2] = 0
+        self.values["few"][rng.random((20, 576)) < 0.9] = 0
 
     def type_of(self, _name: str) -> TensorType:
         return self._type
@@ -150,8 +151,9 @@ def test_zeros_are_left_out_where_that_is_smaller(
     monkeypatch.setattr("subsecond.backends.native.sparse_weights.PIECE_VALUES", piece_values)
     source = PrunedSource(stored)
     weights = pack_weights(source, dict.fromkeys(source.shapes, "F16_SPARSE"), 2)
-    assert {name: m.format for name, m in weights.matrices.items()} == {"pruned": "F16_SPARSE", "full": stored.name}
-    assert "1 of 2 weights have too few zeros" in caplog.text
+    found = {name: m.format for name, m in weights.matrices.items()}
+    assert found == {"half": "F16_SPARSE", "few": "F16_LIST", "full": stored.name}
+    assert "1 of 3 weights have too few zeros" in caplog.text
     about = SourceFile("model.gguf", "0" * 64, 1, 1)
     with ArtifactWriter(tmp_path, model={}, source=about, shapes=source.shapes, packing={}) as writer:
         for name, m in weights.matrices.items():
@@ -160,11 +162,14 @@ def test_zeros_are_left_out_where_that_is_smaller(
         for name, values in source.values.items():
             np.testing.assert_array_equal(unpacked(packed, name), values)
     place = tmp_path / "subsecond" / "packed.bin"
-    content = bytearray(place.read_bytes())
-    content[Artifact.open(tmp_path).manifest.tensors["pruned"].offset] ^= 1
-    place.write_bytes(content)
-    with pytest.raises(FormatError, match="weight 'pruned': offsets, masks and bytes of the sparse weight do not fit"):
-        read_packed_weights(Artifact.open(tmp_path))
+    for name in ("half", "few"):
+        content = bytearray(place.read_bytes())
+        content[Artifact.open(tmp_path).manifest.tensors[name].offset] ^= 1
+        place.write_bytes(content)
+        with pytest.raises(FormatError, match=f"weight '{name}': offsets and contents of the sparse weight do not fit"):
+            read_packed_weights(Artifact.open(tmp_path))
+        content[Artifact.open(tmp_path).manifest.tensors[name].offset] ^= 1
+        place.write_bytes(content)
 
 
 def test_weights_without_zeros_are_not_made_sparse() -> None:
@@ -172,8 +177,8 @@ def test_weights_without_zeros_are_not_made_sparse() -> None:
         pack_weights(PrunedSource(TensorType.F16), {"full": "F16_SPARSE"}, 1)
     source = PrunedSource(TensorType.F32)
     source.too_large = 1e6
-    with pytest.raises(UnsupportedError, match="'pruned' has weights beyond 65504"):
-        pack_weights(source, {"pruned": "F16_SPARSE"}, 1)
+    with pytest.raises(UnsupportedError, match="'half' has weights beyond 65504"):
+        pack_weights(source, {"half": "F16_SPARSE"}, 1)
 
 
 def test_packed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def measure_processor_share(num_threads: int, seconds: float = 0.1) -> float:
     """
 
 def packed_size(format: str, num_outputs: int, num_inputs: int) -> int:
-    """Bytes of a packed weight, of all formats but F16_SPARSE."""
+    """Bytes of a packed weight, of all formats but F16_SPARSE and F16_LIST."""
 
 def pack_into(format: str, num_outputs: int, num_inputs: int, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """Reorder a stored tensor into its packed form."""
@@ -55,12 +55,12 @@ def quantize_into(format: str, num_outputs: int, num_inputs: int, rows: Annotate
     Quantize outputs from `begin` on, float32 rows that are rotated in place, into a weight of a channel format.
     """
 
-def sparse_size(num_outputs: int, num_inputs: int, rows: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], begin: int) -> int:
+def sparse_size(format: str, num_outputs: int, num_inputs: int, rows: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], begin: int) -> int:
     """
-    Bytes that outputs from `begin` on, bits of float16, add to a weight of format F16_SPARSE.
+    Bytes that outputs from `begin` on, bits of float16, add to a weight of format F16_SPARSE or F16_LIST.
     """
 
-def pack_sparse_into(num_outputs: int, num_inputs: int, rows: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], begin: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> int:
+def pack_sparse_into(format: str, num_outputs: int, num_inputs: int, rows: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], begin: int, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> int:
     """
     Pack outputs from `begin` on, those before having been packed; returns where the next ones begin.
     """

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from subsecond import _native
 from subsecond.backends.batch import ForwardBatch
 from subsecond.backends.native.backend import BLOCK_TOKENS, NativeBackend, NativeConfig
+from subsecond.backends.native.sparse_weights import choose_form
 from subsecond.backends.native.weight_formats import SPARSE_FORMAT
 from subsecond.backends.native.weights import PackedMatrix, PackedWeights
 from subsecond.graph.builder import GraphBuilder
@@ -73,19 +74,26 @@ class Trial:
         self.graph.linear(output, source, self.add(f"{output}.weight", matrix), num_outputs)
         return matrix
 
-    def sparse_linears(self, outputs: Sequence[str], source: str, density: float, num_outputs: int) -> int:
-        """A linear of each name with that part of its weights there, drawn once and copied; bytes of one of them."""
+    def sparse_linears(
+        self, outputs: Sequence[str], source: str, density: float, num_outputs: int, kind: str | None = None
+    ) -> int:
+        """A linear of each name with that part of its weights there, drawn once and copied; bytes of one of them.
+
+        `kind` is the sparse format; None for the one that a model's weight would get, at the least a bitmap.
+        """
         num_inputs = self.graph.width(source)
         generator = np.random.default_rng(0)
         values = generator.standard_normal((num_outputs, num_inputs), dtype=np.float32)
         values[generator.random(values.shape, dtype=np.float32) >= density] = 0
         bits = values.astype(np.float16).view(np.uint16)
-        num_bytes = _native.sparse_size(num_outputs, num_inputs, bits, 0)
+        form = choose_form(num_outputs, num_inputs, [(0, bits)])
+        kind = kind or (form[0] if form else SPARSE_FORMAT)
+        num_bytes = _native.sparse_size(kind, num_outputs, num_inputs, bits, 0)
         memory = _native.allocate(len(outputs) * num_bytes).reshape(len(outputs), num_bytes)
-        _native.pack_sparse_into(num_outputs, num_inputs, bits, 0, memory[0])
+        _native.pack_sparse_into(kind, num_outputs, num_inputs, bits, 0, memory[0])
         memory[1:] = memory[0]
         for output, packed in zip(outputs, memory, strict=True):
-            matrix = PackedMatrix(SPARSE_FORMAT, num_outputs, num_inputs, packed)
+            matrix = PackedMatrix(kind, num_outputs, num_inputs, packed)
             self.graph.linear(output, source, self.add(f"{output}.weight", matrix), num_outputs)
         return num_bytes
 

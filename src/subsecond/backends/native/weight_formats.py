@@ -20,7 +20,8 @@ half precision weights of a pruned model without their zeros."""
 VECTOR_FORMAT = "vector"
 CHANNEL_FORMATS = {"int8": "INT8", "int4": "INT4", "nested8": "NESTED8", "nested4": "NESTED4"}
 NESTED_READINGS = ("nested8", "nested4")  # of the same bytes
-SPARSE_FORMAT = "F16_SPARSE"
+SPARSE_FORMAT, LIST_FORMAT = "F16_SPARSE", "F16_LIST"
+SPARSE_FORMATS = (SPARSE_FORMAT, LIST_FORMAT)  # for some zeros, and for many
 OTHER_READINGS = ("stored", "int8")  # of tables, output heads and experts
 UNQUANTIZED_FORMATS = ("F32", "F16", "BF16")
 _TILE_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
@@ -28,10 +29,11 @@ _SUPER_BLOCK_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 MIXED = "mixed"  # stands for readings that differ from weight to weight
 STORED_FORMATS = (*UNQUANTIZED_FORMATS, *_TILE_FORMATS, *_SUPER_BLOCK_FORMATS)
 PACKED_FORMATS = (*STORED_FORMATS, *CHANNEL_FORMATS.values())
-"""Formats whose size follows from a weight's shape: all but SPARSE_FORMAT."""
+"""Formats whose size follows from a weight's shape: all but SPARSE_FORMATS."""
 MEASURED_FORMATS = (*STORED_FORMATS, "INT8", "INT4")
 """Formats that the cost model knows; nested ones are read as these are."""
 MAX_CHANNEL_INPUTS = 65536
+MAX_LIST_INPUTS = 65536
 _BLOCK_INPUTS = 32  # of Q8_0
 
 
@@ -56,8 +58,8 @@ def name_of_readings(readings: Mapping[str, str]) -> str:
 def choose_formats(graph: Graph, source: WeightSource, readings: Mapping[str, str]) -> dict[str, str]:
     """The packed format of every weight that `graph` reads, VECTOR_FORMAT for norms and biases.
 
-    `readings` are those of `models.readings`. Beside lossy ones for the layers, tables and heads that are stored
-    unquantized become Q8_0, as they do where "int8" is their own reading.
+    `readings` are those of `models.readings`; SPARSE_FORMAT stands for any form without zeros. Beside lossy ones for
+    the layers, tables and heads that are stored unquantized become Q8_0, as they do where "int8" is their own reading.
 
     Raises:
         FormatError: weights of one product have different readings, or a weight has one that it cannot have.
@@ -125,6 +127,6 @@ def layer_linears(graph: Graph) -> frozenset[str]:
 
 def name_formats(graph: Graph, formats: Mapping[str, str]) -> str:
     """The readings of the linears of layers that gave these formats, "faithful" for stored ones, joined by "+"."""
-    names = {packed: reading for reading, packed in (*CHANNEL_FORMATS.items(), ("sparse", SPARSE_FORMAT))}
+    names = {packed: reading for reading, packed in CHANNEL_FORMATS.items()} | dict.fromkeys(SPARSE_FORMATS, "sparse")
     found = {names.get(formats[name], "faithful") for name in layer_linears(graph)}
-    return "+".join(name for name in ("faithful", *names.values()) if name in found) or "faithful"
+    return "+".join(name for name in ("faithful", *CHANNEL_FORMATS, "sparse") if name in found) or "faithful"

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subsecond import _native
-from subsecond.backends.native.sparse_weights import check_sparse, pack_sparse, sparse_size
+from subsecond.backends.native.sparse_weights import check_sparse, pack_sparse, sparse_form
 from subsecond.backends.native.weight_formats import (
     CHANNEL_FORMATS,
     NESTED_READINGS,
     PACKED_FORMATS,
     SPARSE_FORMAT,
+    SPARSE_FORMATS,
     VECTOR_FORMAT,
 )
 from subsecond.core.errors import FormatError, UnsupportedError
@@ -137,7 +138,7 @@ def packed_sizes(source: WeightSource, formats: Mapping[str, str]) -> dict[str, 
     """
     sizes = {n: _packed_size(source, n, f) for n, f in formats.items() if f != VECTOR_FORMAT}
     wanted = [name for name, packed in formats.items() if packed == SPARSE_FORMAT]
-    kept = [name for name in wanted if sizes[name].format != SPARSE_FORMAT]
+    kept = [name for name in wanted if sizes[name].format not in SPARSE_FORMATS]
     if wanted and kept == wanted:
         raise UnsupportedError(
             f"the reading 'sparse' makes none of {len(wanted)} weights smaller: it takes more than some 7 % of zeros. "
@@ -165,11 +166,11 @@ def read_packed_weights(artifact: Artifact) -> PackedWeights:
                 )
             vectors[name] = data.view(np.float32)
             continue
-        if tensor.format not in (*PACKED_FORMATS, SPARSE_FORMAT):
+        if tensor.format not in (*PACKED_FORMATS, *SPARSE_FORMATS):
             raise FormatError(f"{artifact.path}: weight {name!r} has the unknown packed format {tensor.format!r}")
         try:
-            if tensor.format == SPARSE_FORMAT:
-                check_sparse(tensor.n, tensor.k, data)
+            if tensor.format in SPARSE_FORMATS:
+                check_sparse(tensor.format, tensor.n, tensor.k, data)
                 matrices[name] = PackedMatrix(tensor.format, tensor.n, tensor.k, data)
                 continue
             expected = tensor.count * _native.packed_size(tensor.format, tensor.n, tensor.k)
@@ -186,8 +187,8 @@ def _pack(source: WeightSource, name: str, matrix: PackedMatrix) -> None:
 
     One that does not keep its stored blocks becomes float32 on the way.
     """
-    if matrix.format == SPARSE_FORMAT:
-        return pack_sparse(source, name, matrix.data)
+    if matrix.format in SPARSE_FORMATS:
+        return pack_sparse(source, name, matrix.format, matrix.data)
     stored, raw = source.type_of(name), source.raw(name)
     num_outputs, num_inputs = matrix.num_outputs, matrix.num_inputs
     row_bytes = raw.size // (matrix.count * num_outputs)
@@ -220,9 +221,8 @@ def _packed_size(source: WeightSource, name: str, wanted: str) -> PackedSize:
     *count, num_outputs, num_inputs = source.shapes[name]
     if wanted != SPARSE_FORMAT:
         return PackedSize(wanted, math.prod(count) * _native.packed_size(wanted, num_outputs, num_inputs))
-    sparse = PackedSize(SPARSE_FORMAT, sparse_size(source, name))
-    dense = _native.packed_size("F16", num_outputs, num_inputs)
-    return sparse if sparse.num_bytes < dense else _packed_size(source, name, source.type_of(name).name)
+    form = sparse_form(source, name)
+    return PackedSize(*form) if form else _packed_size(source, name, source.type_of(name).name)
 
 
 def _aligned(num_bytes: int) -> int:
