@@ -22,6 +22,8 @@ TESTS = (
     "test_attention_kernels.py",
     "test_attention_int8.py",
     "test_channel_kernels.py",
+    "test_nested_formats.py",
+    "test_sparse_kernels.py",
     "test_native_backend.py",
 )
 # Without `site`, no path file of this environment puts the installed package before the emulated one.
