@@ -117,7 +117,7 @@ def time_linears(
         if kind in SPARSE_ZEROS:
             num_bytes, num_layers = add_sparse(trial, outputs, inputs, *SPARSE_ZEROS[kind])
         else:
-            num_bytes = _native.packed_size(kind, outputs, inputs)
+            num_bytes = _native.packed_size("INT4" if kind == "NESTED4" else kind, outputs, inputs)  # that are read
             num_layers = layers_of(num_bytes)
             for layer in range(num_layers):
                 trial.linear(f"y{layer}", "x", kind, outputs)
