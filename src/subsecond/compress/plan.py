@@ -75,7 +75,7 @@ def make_plan(
     parts = segments(graph)
     num_tokens = recipe.calibration.windows * recipe.calibration.window_tokens
     forward = sum(2.0 * _elements(graph, each) for each in parts) + 2.0 * _head_elements(graph)
-    stages = tuple(_stage_plan(stage, graph, parts, num_tokens, rate) for stage in recipe.stages)
+    stages = tuple(_stage_plan(stage, graph, parts, _num_tokens(stage, recipe), rate) for stage in recipe.stages)
     writes = 0.0 if has_text else recipe.calibration.num_all * recipe.calibration.window_tokens * forward / rate
     names = [f"{index + 1}. {stage.kind}" for index, stage in enumerate(recipe.stages)]
     weight_bytes = 4 * sum(math.prod(shape) for shape in graph.weights.values())
@@ -121,9 +121,7 @@ def check_resources(plan: Plan, folder: Path) -> None:
 
 
 def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_tokens: int, rate: float) -> StagePlan:
-    if not stage.needs_calibration:
-        num_tokens = 1
-    passes = _passes(stage)
+    passes, num_states = _passes(stage, len(parts) // 2)
     has_gram, has_solver = _needs(stage)
     operations, peak = 0.0, 0
     for part in parts:
@@ -146,18 +144,36 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_toke
         weights = 4 * sum(math.prod(graph.weights[name]) for name in part.weights)
         widest = max((graph.values[op.output].width for op in part.ops), default=0)
         peak = max(peak, 3 * weights + 4 * gram_bytes + 4 * CHUNK_ROWS * widest * 4)
-    states = 2 * 4 * num_tokens * _stream_width(graph) * bool(passes)
+    if stage.kind == "prune-depth":  # the head of each candidate, to compare what it predicts
+        removals = (1 - stage.settings.keep) * (len(parts) // 2)
+        operations += 2.0 * _head_elements(graph) * num_tokens * removals * (stage.settings.candidates + 1)
+    states = num_states * 4 * num_tokens * _stream_width(graph)
     return StagePlan(stage.kind, operations / rate, operations, peak + states + _PROGRAM_BYTES)
 
 
-def _passes(stage: Stage) -> float:
-    """Times that calibration runs through each segment."""
+def _num_tokens(stage: Stage, recipe: Recipe) -> int:
+    """Tokens of the calibration text that a stage runs."""
+    if not stage.needs_calibration:
+        return 1
+    windows = recipe.calibration.windows
+    if stage.kind == "prune-depth":
+        windows = min(windows, stage.settings.windows)
+    return windows * recipe.calibration.window_tokens
+
+
+def _passes(stage: Stage, num_layers: int) -> tuple[float, int]:
+    """Times that calibration runs through each segment, and states of the residual stream that are held meanwhile."""
+    settings = stage.settings
     if stage.kind in ("rotate", "trim-vocabulary"):
-        return 0.5
-    method = getattr(stage.settings, "method", "")
+        return 0.5, 2
     if stage.kind == "mixed":
-        return 8.0
-    return {"autoround": 400.0, "awq": 24.0}.get(method, 2.0)
+        return 8.0, 2
+    if stage.kind == "prune-depth":
+        removals = (1 - settings.keep) * num_layers
+        return 1.0 + removals * (1 + settings.candidates / 2), settings.candidates + 4
+    if getattr(settings, "correction", 0) and settings.refit:
+        return 5.0 if stage.kind == "sparsify" else 4.0, 4
+    return {"autoround": 400.0, "awq": 24.0}.get(getattr(settings, "method", ""), 2.0), 2
 
 
 def _needs(stage: Stage) -> tuple[bool, bool]:
