@@ -32,11 +32,15 @@ def writes_stream(segment: Segment, weight: str) -> bool:
     return len(readers) == 1 and readers[0].output in segment.outputs and len(segment.outputs) == 1
 
 
-def input_and_loss(visit: Visit, weight: str, original: Tensor) -> tuple[InputStatistics, Floats]:
+def input_and_loss(
+    visit: Visit, weight: str, original: Tensor, row_weights: Tensor | None = None
+) -> tuple[InputStatistics, Floats]:
     """Statistics of what a linear reads, and E[d x^T] [out, in] of d, what the segment's output lacks to `original`.
 
-    `original` is that of `OriginalStream.after`; the segment runs with its weights as they are.
+    `original` is that of `OriginalStream.after`; the segment runs with its weights as they are. `row_weights` float32
+    [rows] say how much each row counts; None for 1.
     """
+    roots = None if row_weights is None else row_weights.sqrt()[:, None]
     op = next(op for op in visit.segment.ops if isinstance(op, Linear) and weight in op.weights)
     (output,) = visit.segment.outputs
     total = StatisticsSum(visit.weights[weight].shape[1], has_gram=True)
@@ -45,6 +49,9 @@ def input_and_loss(visit: Visit, weight: str, original: Tensor) -> tuple[InputSt
         for rows, step in visit.walk.chunks():
             values = {name: visit.walk.live[name][rows] for name in visit.segment.inputs}
             run_ops(visit.segment.ops, values, visit.weights, step, kept=(op.input, output))
-            total.add(values[op.input])
-            cross.addmm_((original[rows] - values[output]).T, values[op.input])
+            read, lost = values[op.input], original[rows] - values[output]
+            if roots is not None:
+                read, lost = read * roots[rows], lost * roots[rows]
+            total.add(read)
+            cross.addmm_(lost.T, read)
     return total.statistics(), (cross / len(original)).numpy()

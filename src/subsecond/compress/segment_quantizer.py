@@ -11,8 +11,10 @@ from torch import Tensor
 
 from subsecond.compress.autoround import AutoRoundOptions, learn_rounding
 from subsecond.compress.awq import AwqOptions, awq_scales, scaled_statistics
+from subsecond.compress.correction import OriginalStream, corrected_weight
 from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq_targets
 from subsecond.compress.layer_groups import group_name
+from subsecond.compress.linear_inputs import input_and_loss, writes_stream
 from subsecond.compress.methods import MethodOptions, make_grid, quantize
 from subsecond.compress.output_error import QuantizationReport
 from subsecond.compress.rounding import GRID_FORMATS, Floats
@@ -63,8 +65,11 @@ class SegmentQuantizer:
         num_steps: int = 200,
         seed: int = 0,
         widest: int = WIDEST,
+        correction: float = 0.0,
+        original: OriginalStream | None = None,
     ) -> None:
         self._graph, self._method, self._widest = graph, method, widest
+        self._correction, self._original = correction, original if correction else None
         self._options = MethodOptions(gptq=GptqOptions(damping, num_sweeps))
         self._rounding = AutoRoundOptions(num_steps=num_steps, num_checks=min(10, num_steps), seed=seed)
 
@@ -117,6 +122,9 @@ class SegmentQuantizer:
             method = "search"
             reason = f"more than {self._widest} inputs are too many for gptq; {_WHY[method]}"
         is_plain = all(types[name] in _ROUNDED for name in names)
+        targets: dict[str, Floats] = {}
+        if method == "gptq" and not is_plain and statistics is None and self._can_correct(visit, names):
+            statistics, targets[names[0]] = self._corrected(visit, names[0], weights)
         if method not in DATA_FREE and not is_plain and statistics is None:
             statistics = weighted_statistics(visit, (value,), weights, has_gram=method == "gptq")[value]
         factor: Factor | None = None
@@ -125,12 +133,25 @@ class SegmentQuantizer:
             factor = factorize(statistics, self._options.gptq)
         for tensor_type in dict.fromkeys(types[name] for name in names):
             alike = tuple(name for name in names if types[name] is tensor_type)
-            weight = np.concatenate([visit.weights[name].numpy() for name in alike])
+            weight = np.concatenate([targets.get(name, visit.weights[name].numpy()) for name in alike])
             chosen = "nearest" if tensor_type in _ROUNDED else method
             rule = "search" if chosen == "fit" else chosen
             stored, report = quantize(weight, tensor_type, rule, statistics, self._options, factor)  # type: ignore[arg-type]
             why = "; ".join((reason if chosen != "nearest" else _WHY["nearest"], *report.notes))
             self._keep(visit, made, alike, stored, why, report)
+
+    def _can_correct(self, visit: Visit, names: tuple[str, ...]) -> bool:
+        """Whether the weights are one that writes to the stream, and corrections are asked for."""
+        bias = names[0].removesuffix("weight") + "bias"
+        is_alone = len(names) == 1 and bias not in visit.weights
+        return self._original is not None and is_alone and writes_stream(visit.segment, names[0])
+
+    def _corrected(self, visit: Visit, name: str, weights: Tensor | None) -> tuple[InputStatistics, Floats]:
+        """Statistics of the input, and the weight that gives back a part of what the stream has lost."""
+        assert self._original is not None, "corrections were asked for"
+        statistics, cross = input_and_loss(visit, name, self._original.after(visit.index), weights)
+        value, damping = visit.weights[name].numpy(), self._options.gptq.damping
+        return statistics, corrected_weight(value, statistics.gram, cross, self._correction, damping)
 
     def _learn(
         self,

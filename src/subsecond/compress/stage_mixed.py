@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from subsecond.compress.correction import original_stream
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
@@ -52,6 +53,12 @@ class Settings:
     )
     method: str = setting("gptq", "how weights are rounded", choices=("gptq", "search", "autoround"))
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
+    correction: float = setting(
+        0.0,
+        "share of what the residual stream has lost before that attn_output and ffn_down give back, with gptq",
+        minimum=0,
+        maximum=1,
+    )
     steps: int = setting(200, "steps of learned rounding (autoround) of each segment", minimum=10, maximum=10_000)
     seed: int = setting(0, "of learned rounding", minimum=0, maximum=2**32)
 
@@ -84,7 +91,13 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     choice = choose_types(groups, options, losses.expected, costs, _budget(groups, costs, settings))
     types = {name: choice.types[group.name] for group in groups for name in group.weights}
     quantizer = SegmentQuantizer(
-        graph, method=settings.method, num_sweeps=settings.sweeps, num_steps=settings.steps, seed=settings.seed
+        graph,
+        method=settings.method,
+        num_sweeps=settings.sweeps,
+        num_steps=settings.steps,
+        seed=settings.seed,
+        correction=settings.correction,
+        original=original_stream(job, settings.correction),
     )
 
     def work(visit: Visit) -> SegmentResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from subsecond.compress.correction import original_stream
 from subsecond.compress.methods import choose_type
 from subsecond.compress.segment_quantizer import DATA_FREE, METHODS, WIDEST, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
@@ -40,6 +41,12 @@ class Settings:
     widest: int = setting(
         WIDEST, "inputs up to which gptq is used; scales of wider weights are searched", minimum=32, maximum=2**20
     )
+    correction: float = setting(
+        0.0,
+        "share of what the residual stream has lost before that attn_output and ffn_down give back, with gptq",
+        minimum=0,
+        maximum=1,
+    )
     steps: int = setting(200, "steps of learned rounding (autoround) of each segment", minimum=10, maximum=10_000)
     seed: int = setting(0, "of learned rounding", minimum=0, maximum=2**32)
 
@@ -73,6 +80,8 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         num_steps=settings.steps,
         seed=settings.seed,
         widest=settings.widest,
+        correction=settings.correction,
+        original=original_stream(job, settings.correction),
     )
 
     def work(visit: Visit) -> SegmentResult:
