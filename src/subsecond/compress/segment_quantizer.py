@@ -31,6 +31,12 @@ from subsecond.models.weights import StoredTensor
 METHODS = ("gptq", "search", "fit", "nearest", "awq", "autoround", "hqq")
 WIDEST = 4096  # beyond it the time of gptq, which grows with the cube of the inputs, is all the time there is
 DATA_FREE = ("fit", "nearest", "hqq")
+DAMPING = 0.1
+"""Of Gram matrices of some thousand rows. On the first five layers of SmolLM2-135M, turned, learning from 4,096 rows,
+the streams of other text move by 0.0087 of their power, with 0.01 by 0.0100, with 1 by 0.0097."""
+CORRECTION, CORRECTION_DAMPING = 0.5, 0.5
+"""With 15,360 rows 0.0067 to 0.0070 instead of 0.0081. More correction, or less damping of it, learns the text by heart:
+with all of it and a damping of 0.01 0.0148 on other text, 0.0010 on its own (4,096 rows)."""
 ROUTER = "_inp.weight"
 _ROUNDED = (TensorType.F16, TensorType.Q8_0)  # so little is lost that no method is needed
 _WHY = {
@@ -61,7 +67,7 @@ class SegmentQuantizer:
         *,
         method: str = "gptq",
         num_sweeps: int = 2,
-        damping: float = 0.01,
+        damping: float = DAMPING,
         num_steps: int = 200,
         seed: int = 0,
         widest: int = WIDEST,
@@ -150,8 +156,8 @@ class SegmentQuantizer:
         """Statistics of the input, and the weight that gives back a part of what the stream has lost."""
         assert self._original is not None, "corrections were asked for"
         statistics, cross = input_and_loss(visit, name, self._original.after(visit.index), weights)
-        value, damping = visit.weights[name].numpy(), self._options.gptq.damping
-        return statistics, corrected_weight(value, statistics.gram, cross, self._correction, damping)
+        value = visit.weights[name].numpy()
+        return statistics, corrected_weight(value, statistics.gram, cross, self._correction, CORRECTION_DAMPING)
 
     def _learn(
         self,

@@ -10,7 +10,7 @@ from subsecond.compress.correction import original_stream
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
-from subsecond.compress.segment_quantizer import SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import CORRECTION, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult
@@ -54,7 +54,7 @@ class Settings:
     method: str = setting("gptq", "how weights are rounded", choices=("gptq", "search", "autoround"))
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
     correction: float = setting(
-        0.0,
+        CORRECTION,
         "share of what the residual stream has lost before that attn_output and ffn_down give back, with gptq",
         minimum=0,
         maximum=1,

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from subsecond.compress.correction import original_stream
 from subsecond.compress.methods import choose_type
-from subsecond.compress.segment_quantizer import DATA_FREE, METHODS, WIDEST, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import (
+    CORRECTION,
+    DAMPING,
+    DATA_FREE,
+    METHODS,
+    WIDEST,
+    SegmentQuantizer,
+    round_table,
+)
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.stage import Decision, StageJob, StageResult
 from subsecond.compress.walk import Visit
@@ -37,12 +45,12 @@ class Settings:
     )
     forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
-    damping: float = setting(0.01, "of the Gram matrix, for gptq", minimum=0, maximum=1, is_minimum_excluded=True)
+    damping: float = setting(DAMPING, "of the Gram matrix, for gptq", minimum=0, maximum=1, is_minimum_excluded=True)
     widest: int = setting(
         WIDEST, "inputs up to which gptq is used; scales of wider weights are searched", minimum=32, maximum=2**20
     )
     correction: float = setting(
-        0.0,
+        CORRECTION,
         "share of what the residual stream has lost before that attn_output and ffn_down give back, with gptq",
         minimum=0,
         maximum=1,
