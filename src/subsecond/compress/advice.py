@@ -16,7 +16,7 @@ _BITMAP_BYTES, _VALUE_BYTES = 1 / 8, 2.0
 
 
 def sparse_bytes_per_weight(density: float) -> float:
-    """A bit that says whether the weight is there, and two bytes where it is."""
+    """The fewest bytes that are read: a bit that says whether the weight is there, and two bytes where it is."""
     return _BITMAP_BYTES + _VALUE_BYTES * density
 
 
@@ -67,8 +67,8 @@ def advise(
 ) -> Advice:
     """Advice from measured seconds of a model's linears for one row, or from bytes where none were measured.
 
-    sparse_seconds  by density, at least two; the time between them is a straight line (bitmap plus values), beyond them
-                    the line through the two outermost on that side
+    sparse_seconds  by density, at least two; the time between them is a straight line, beyond them the line through the
+                    two outermost on that side
     other_seconds   by format, such as "int8" and "int4"
 
     Raises:
