@@ -171,9 +171,11 @@ def _passes(stage: Stage, num_layers: int) -> tuple[float, int]:
     if stage.kind == "prune-depth":
         removals = (1 - settings.keep) * num_layers
         return 1.0 + removals * (1 + settings.candidates / 2), settings.candidates + 4
-    if getattr(settings, "correction", 0) and settings.refit:
-        return 5.0 if stage.kind == "sparsify" else 4.0, 4
-    return {"autoround": 400.0, "awq": 24.0}.get(getattr(settings, "method", ""), 2.0), 2
+    method = getattr(settings, "method", "")
+    gives_back = method == "gptq" if stage.kind == "quantize" else getattr(settings, "refit", False)
+    if gives_back and settings.correction:
+        return {"sparsify": 5.0, "quantize": 3.0}.get(stage.kind, 4.0), 4
+    return {"autoround": 400.0, "awq": 24.0}.get(method, 2.0), 2
 
 
 def _needs(stage: Stage) -> tuple[bool, bool]:

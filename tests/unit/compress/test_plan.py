@@ -1,0 +1,41 @@
+"""Every built-in recipe can be planned, and what makes a stage run text more often makes its plan longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from subsecond.compress.plan import Plan, make_plan
+from subsecond.compress.recipe import built_in_recipes, find_recipe, read_recipe
+from tests.unit.compress.small_model import small_job
+
+RATE = 1e9
+
+
+def plan_of(folder: Path, recipe_text: str) -> Plan:
+    recipe = read_recipe(recipe_text, "own", "own.toml")
+    return make_plan(small_job(folder).checkpoint, recipe, 0, has_text=True, rate=RATE)
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_every_built_in_recipe_has_a_plan(tmp_path: Path, name: str) -> None:
+    plan = make_plan(small_job(tmp_path).checkpoint, find_recipe(name), 1024, has_text=True, rate=RATE)
+    assert len(plan.stages) == len(find_recipe(name).stages)
+    assert all(stage.seconds > 0 and stage.peak_bytes > 0 for stage in plan.stages)
+
+
+@pytest.mark.parametrize(
+    ("kind", "less", "more"),
+    [
+        ("quantize", 'method = "search"', 'method = "autoround"'),
+        ("quantize", "correction = 0.0", "correction = 0.5"),
+        ("sparsify", "refit = false", "refit = true"),
+        ("prune-width", "refit = false", "refit = true"),
+        ("prune-depth", "keep = 0.9", "keep = 0.5"),
+    ],
+)
+def test_more_passes_take_more_time(tmp_path: Path, kind: str, less: str, more: str) -> None:
+    parts = [f'version = 1\n[[stage]]\nkind = "{kind}"\n{setting}\n' for setting in (less, more)]
+    short, long = (plan_of(tmp_path, each).stages[0].seconds for each in parts)
+    assert short < long
