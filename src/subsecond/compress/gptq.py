@@ -246,23 +246,36 @@ class _Rounding:
 
     def _refit_scales(self) -> None:
         """Give every group in turn the scale that suits its codes best, given the errors of all other inputs."""
-        size = self._grid.format.group_size
+        size, hessian = self._grid.format.group_size, self._factor.hessian
         places = torch.empty_like(self._factor.order)
         places[self._factor.order] = torch.arange(len(places))
-        for group in dict.fromkeys(self._groups):
-            rows = places[group * size : (group + 1) * size].sort().values
-            scale = self._scales[group]
-            hessian, codes = self._factor.hessian[rows], self._codes[rows]
-            slope = (codes * (hessian @ self._error)).sum(dim=0)
-            curvature = (codes * (hessian[:, rows] @ codes)).sum(dim=0)
-            best = torch.where(curvature > 0, scale + slope / curvature, scale)
-            stored = torch.from_numpy(best.numpy().astype(np.float16).astype(np.float32))
-            step = stored - scale
-            is_better = (step * (step * curvature - 2 * slope) < 0) & torch.isfinite(stored)
-            step = torch.where(is_better, step, 0.0)
-            scale.copy_(torch.where(is_better, stored, scale))
-            self._inverses[group] = torch.from_numpy(inverse(scale.numpy()))
-            self._error[rows] -= codes * step
+        groups = list(dict.fromkeys(self._groups))
+        together = max(1, BLOCK // size)
+        for start in range(0, len(groups), together):
+            block = groups[start : start + together]
+            members = [places[group * size : (group + 1) * size].sort().values for group in block]
+            gradients = torch.split(hessian[torch.cat(members)] @ self._error, size)
+            moved: list[Tensor] = []  # changes of the errors of this block so far
+            for group, rows, gradient in zip(block, members, gradients, strict=True):
+                for other, change in zip(members, moved, strict=False):
+                    gradient = gradient.addmm(hessian[rows][:, other], change)
+                moved.append(self._refit_scale(group, rows, gradient))
+
+    def _refit_scale(self, group: int, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Change one group's scale, given H E of its inputs [size, out]; the change of their errors."""
+        scale, codes = self._scales[group], self._codes[rows]
+        slope = (codes * gradient).sum(dim=0)
+        curvature = (codes * (self._factor.hessian[rows][:, rows] @ codes)).sum(dim=0)
+        best = torch.where(curvature > 0, scale + slope / curvature, scale)
+        stored = torch.from_numpy(best.numpy().astype(np.float16).astype(np.float32))
+        step = stored - scale
+        is_better = (step * (step * curvature - 2 * slope) < 0) & torch.isfinite(stored)
+        step = torch.where(is_better, step, 0.0)
+        scale.copy_(torch.where(is_better, stored, scale))
+        self._inverses[group] = torch.from_numpy(inverse(scale.numpy()))
+        change = -codes * step
+        self._error[rows] += change
+        return change
 
     def _round(self, index: int, wanted: Tensor) -> None:
         """Give input `index` the codes of the values nearest to `wanted` [out]."""

@@ -45,10 +45,10 @@ def input_and_loss(
     (output,) = visit.segment.outputs
     total = StatisticsSum(visit.weights[weight].shape[1], has_gram=True)
     cross = torch.zeros(visit.weights[weight].shape)
+    rest = visit.segment.ops[visit.segment.ops.index(op) :]
     with torch.no_grad():
-        for rows, step in visit.walk.chunks():
-            values = {name: visit.walk.live[name][rows] for name in visit.segment.inputs}
-            run_ops(visit.segment.ops, values, visit.weights, step, kept=(op.input, output))
+        for rows, step, values in visit.reach((op.input,), is_kept=True):
+            run_ops(rest, values, visit.weights, step, kept=(op.input, output))
             read, lost = values[op.input], original[rows] - values[output]
             if roots is not None:
                 read, lost = read * roots[rows], lost * roots[rows]

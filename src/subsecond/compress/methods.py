@@ -45,9 +45,10 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class MethodOptions:
-    """Options of all methods; each reads its own."""
+    """Options of all methods; each reads its own. `refitted` is of scales that gptq fits anew: fewer candidates do."""
 
     search: SearchOptions = field(default_factory=SearchOptions)
+    refitted: SearchOptions = field(default_factory=lambda: SearchOptions(num_candidates=8))
     gptq: GptqOptions = field(default_factory=GptqOptions)
     hqq: HqqOptions = field(default_factory=HqqOptions)
 
@@ -129,7 +130,8 @@ def quantize(
         if statistics is None:
             raise InputError("gptq needs statistics of the input; without calibration text use hqq or search")
         factor = factor or factorize(statistics, options.gptq)
-        grid = make_grid(weight, tensor_type, statistics, options.search, factor)
+        search = options.search if tensor_type in MULTIPLIERS else options.refitted
+        grid = make_grid(weight, tensor_type, statistics, search, factor)
         return gptq(weight, statistics, grid, options.gptq, factor)
     grid = make_grid(weight, tensor_type, statistics, options.search)
     stored = round_to_nearest(weight, grid)

@@ -25,6 +25,7 @@ from subsecond.models.checkpoint import Checkpoint
 _RATE_SIZE = 1024
 _RATE_REPEATS = 4
 _PROGRAM_BYTES = 600 * 10**6  # the interpreter, torch and its threads
+_SEARCH_OPERATIONS = 10_000  # large products do as many while the scale of one weight is searched
 _SOLVER_SHARE = 0.25  # of the rate of large products that factorizations and column updates reach
 CALIBRATION, QUALITY, SPEED, PACKING = "calibration text", "quality", "speed", "packing"
 
@@ -123,6 +124,9 @@ def check_resources(plan: Plan, folder: Path) -> None:
 def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_tokens: int, rate: float) -> StagePlan:
     passes, num_states = _passes(stage, len(parts) // 2)
     has_gram, has_solver = _needs(stage)
+    searches = stage.kind == "mixed" or (stage.kind == "quantize" and stage.settings.method not in ("nearest", "hqq"))
+    # a sweep of gptq goes over the errors of all weights twice, for scales and for codes
+    rounds = 0.6 * (1 + 2 * stage.settings.sweeps) if searches else 1.0
     operations, peak = 0.0, 0
     for part in parts:
         linear = 2.0 * _elements(graph, part) * num_tokens * passes
@@ -135,11 +139,15 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_toke
         for value, names in part.linears.items():
             width = graph.values[value].width
             rows = sum(graph.weights[name][0] for name in names)
+            if searches:
+                solves += _SEARCH_OPERATIONS * rows * width
+            if width > getattr(stage.settings, "widest", width):
+                continue
             if has_gram:
                 grams += 2.0 * width**2 * num_tokens
                 gram_bytes += 4 * width**2
             if has_solver:
-                solves += (2.0 * width**3 + 2.0 * rows * width**2) / _SOLVER_SHARE
+                solves += (2.0 * width**3 + 2.0 * rows * width**2 * rounds) / _SOLVER_SHARE
         operations += linear + attention + grams + solves
         weights = 4 * sum(math.prod(graph.weights[name]) for name in part.weights)
         widest = max((graph.values[op.output].width for op in part.ops), default=0)
@@ -174,7 +182,7 @@ def _passes(stage: Stage, num_layers: int) -> tuple[float, int]:
     method = getattr(settings, "method", "")
     gives_back = method == "gptq" if stage.kind == "quantize" else getattr(settings, "refit", False)
     if gives_back and settings.correction:
-        return {"sparsify": 5.0, "quantize": 3.0}.get(stage.kind, 4.0), 4
+        return {"sparsify": 5.0, "quantize": 2.3}.get(stage.kind, 4.0), 4
     return {"autoround": 400.0, "awq": 24.0}.get(method, 2.0), 2
 
 

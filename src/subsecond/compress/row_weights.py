@@ -17,14 +17,20 @@ from subsecond.compress.walk import Visit
 from subsecond.graph.ops import Attention, Linear
 
 
-def row_weights(visit: Visit) -> Tensor:
-    """1 / mean square of the stream behind the segment, with its weights as they are: float32 [rows], mean 1."""
-    found = []
-    with torch.no_grad():
-        for rows, step in visit.chunks():
-            sizes = [value.square().mean(dim=1) for value in visit.outputs(rows, step).values()]
-            found.append(torch.stack(sizes).sum(dim=0))
-    squares = torch.cat(found).to(torch.float64)
+def row_weights(visit: Visit, stream: Tensor | None = None) -> Tensor:
+    """1 / mean square of the stream behind the segment: float32 [rows], mean 1.
+
+    That is `stream` [rows, width], or where it is not known what the segment gives with its weights as they are.
+    """
+    if stream is not None:
+        squares = stream.square().mean(dim=1).to(torch.float64)
+    else:
+        names = visit.segment.outputs
+        found = [
+            torch.stack([values[name].square().mean(dim=1) for name in names]).sum(dim=0)
+            for _, _, values in visit.reach(names)
+        ]
+        squares = torch.cat(found).to(torch.float64)
     weights = 1.0 / torch.clamp(squares, min=1e-12 * float(squares.max()) + 1e-30)
     return (weights / weights.mean()).to(torch.float32)
 
@@ -48,7 +54,7 @@ def weighted_statistics(
         num_seen[name] = start + len(rows)
         sums[name].add(rows if roots is None or name in alike else rows * roots[start : start + len(rows)])
 
-    visit.observe(add, values)
+    visit.observe(add, values, is_kept=True)
     return {name: each.statistics() for name, each in sums.items()}
 
 

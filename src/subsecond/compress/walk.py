@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from subsecond.backends.torch.step import Step, make_step, rotaries_of
 from subsecond.compress.statistics import InputStatistics, StatisticsSum
 from subsecond.core.errors import FormatError
 from subsecond.graph.graph import Graph
-from subsecond.graph.ops import Op
+from subsecond.graph.ops import inputs_of, weights_of
 from subsecond.graph.segments import Segment, segments
 from subsecond.models.weights import WeightSource
 
@@ -90,26 +91,47 @@ class Visit:
         self.has_advanced = False
         self.weights = {name: _read(walk, name) for name in self.segment.weights}
         self.walk = walk
+        self._reached = _Reached()
 
-    def observe(self, observer: Observer, names: Collection[str] | None = None) -> None:
+    def observe(self, observer: Observer, names: Collection[str] | None = None, *, is_kept: bool = False) -> None:
         """Run all windows with the weights as they are; `observer` sees the rows that linears read, once each.
 
-        Of `names` only, where given; nothing is computed beyond the last of them.
+        Of `names` only, where given; nothing is computed beyond the last of them. `is_kept` as in `reach`.
         """
-        wanted = set(self.segment.linears if names is None else names)
-        ops = _up_to(self.segment, wanted)
+        for _ in self.reach(self.segment.linears if names is None else names, observer, is_kept=is_kept):
+            pass
+
+    def reach(
+        self, names: Collection[str], observer: Observer | None = None, *, is_kept: bool = False
+    ) -> Iterator[tuple[slice, Step, dict[str, Tensor]]]:
+        """Run all windows until `names` are known; rows, their step, and the values that operators to come read.
+
+        `observer` sees the rows of `names` once each. What is known then `is_kept`, if asked for, in memory for all
+        windows: runs that need no more than that go on from there, as long as the weights before it are the same ones.
+        """
+        names = set(names)
+        end = _end_of(self.segment, names)
+        begin = self._begin(end, names)
+        to_come = {name for op in self.segment.ops[end:] for name in inputs_of(op)}.union(self.segment.outputs, names)
 
         def passing(name: str, value: Tensor) -> Tensor:
-            if name in wanted:
+            if name in names and observer is not None:
                 observer(name, value)
             return value
 
-        with torch.no_grad():
-            for rows, step in self.walk.chunks():
-                values = self._inputs(rows)
-                for name in wanted & values.keys():
-                    observer(name, values[name])
-                run_ops(ops, values, self.weights, step, passing=passing)
+        found = []
+        for index, (rows, step) in enumerate(self.walk.chunks()):
+            values = self._begin_values(begin, index, rows)
+            with torch.no_grad():
+                for name in names & values.keys() if observer else ():
+                    observer(name, values[name])  # type: ignore[misc]
+                run_ops(self.segment.ops[begin:end], values, self.weights, step, kept=to_come, passing=passing)
+            if is_kept:
+                found.append({name: value for name, value in values.items() if name in to_come})
+            yield rows, step, values
+        if is_kept:
+            used = {name: self.weights[name] for op in self.segment.ops[:end] for name in weights_of(op)}
+            self._reached = _Reached(end, used, found)
 
     def statistics(self, *, has_gram: bool) -> dict[str, InputStatistics]:
         """Statistics of the value that each linear reads, by the name of the value."""
@@ -139,10 +161,10 @@ class Visit:
         self.has_advanced = True
         if walk.graph.output not in segment.outputs:
             found: dict[str, list[Tensor]] = {name: [] for name in segment.outputs}
-            with torch.no_grad():
-                for rows, step in walk.chunks():
-                    for name, value in self.outputs(rows, step).items():
-                        found[name].append(value)
+            for _, _, values in self.reach(segment.outputs):
+                for name in segment.outputs:
+                    found[name].append(values[name])
+            self._reached = _Reached()
             walk.live |= {name: torch.cat(parts) for name, parts in found.items()}
         for name in walk.live.keys() - walk.read_after(self.index):
             del walk.live[name]
@@ -151,11 +173,33 @@ class Visit:
     def _inputs(self, rows: slice) -> dict[str, Tensor]:
         return {name: self.walk.live[name][rows] for name in self.segment.inputs}
 
+    def _begin(self, end: int, names: set[str]) -> int:
+        """The operator from which a run up to `end` has to start for `names`."""
+        reached = self._reached
+        missed = names - {op.output for op in self.segment.ops[reached.end :]}
+        is_same = all(self.weights[name] is held for name, held in reached.weights.items())
+        return reached.end if reached.end <= end and is_same and missed <= reached.names else 0
 
-def _up_to(segment: Segment, names: Collection[str]) -> Sequence[Op]:
-    """The operators that have to run for all of `names` to be known."""
-    last = max((index for index, op in enumerate(segment.ops) if op.output in names), default=-1)
-    return segment.ops[: last + 1]
+    def _begin_values(self, begin: int, index: int, rows: slice) -> dict[str, Tensor]:
+        return dict(self._reached.values[index]) if begin else self._inputs(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """What is known of each chunk of rows before operator number `end`, computed with `weights`."""
+
+    end: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Sequence[Mapping[str, Tensor]] = ()
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.values[0]) if self.values else set()
+
+
+def _end_of(segment: Segment, names: Collection[str]) -> int:
+    """The number of operators that have to run for all of `names` to be known."""
+    return 1 + max((index for index, op in enumerate(segment.ops) if op.output in names), default=-1)
 
 
 def _read(walk: Walk, name: str) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from subsecond.backends.torch import TorchBackend
 from subsecond.compress.statistics import StatisticsSum
-from subsecond.compress.walk import Walk
+from subsecond.compress.walk import Visit, Walk
 from subsecond.core.errors import FormatError
 from subsecond.formats.gguf_types import TensorType
 from subsecond.graph.segments import segments
@@ -132,3 +132,46 @@ def test_a_damaged_weight_is_named() -> None:
     with pytest.raises(FormatError, match=r"'blk\.0\.ffn_up\.weight' has values that are not finite"):
         for visit in walk.visits():
             visit.advance()
+
+
+def outputs_of(walk: Walk, index: int) -> torch.Tensor:
+    return walk.live[walk.segments[index].outputs[0]].clone()
+
+
+def inputs_of_down(visit: Visit, *, is_kept: bool) -> torch.Tensor:
+    (value,) = (each for each, names in visit.segment.linears.items() if "blk.0.ffn_down.weight" in names)
+    seen: list[torch.Tensor] = []
+    visit.observe(lambda _, rows: seen.append(rows.clone()), (value,), is_kept=is_kept)
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("changed", ["blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"])
+def test_what_is_kept_of_a_run_is_used_only_while_the_weights_before_it_are_the_same(changed: str) -> None:
+    kept, plain = tiny_walk(), tiny_walk()
+    for walk in (kept, plain):
+        for visit in walk.visits():
+            if visit.segment.name == "blk.0.ffn":
+                first, second = (inputs_of_down(visit, is_kept=walk is kept) for _ in range(2))
+                assert torch.equal(first, second)
+                visit.weights[changed] = visit.weights[changed] * 1.5
+                visit.advance()
+                break
+            visit.advance()
+    assert torch.equal(outputs_of(kept, 2), outputs_of(plain, 2))
+
+
+def test_a_run_goes_on_from_what_is_kept() -> None:
+    walk = tiny_walk()
+    for visit in walk.visits():
+        if visit.segment.name == "blk.0.ffn":
+            visit.observe(lambda *_: None, is_kept=True)
+            visit.weights["blk.0.ffn_gate.weight"].zero_()  # changed in place, which a run from the start would see
+            visit.advance()
+            break
+        visit.advance()
+    other = tiny_walk()
+    for visit in other.visits():
+        visit.advance()
+        if visit.segment.name == "blk.0.ffn":
+            break
+    assert torch.equal(outputs_of(walk, 2), outputs_of(other, 2))
