@@ -239,7 +239,8 @@ class CostModel:
             pair_s = speed.prompt_s + (speed.decode_s - speed.prompt_s) / span.num_rows
             total += num_channels * (_num_pairs(op, [span]) * pair_s + span.num_rows * speed.channel_s)
         num_shares = sum(span.num_rows for span in spans) * op.num_kv_heads / self._num_threads
-        spread = self._probe.attention.head_share
+        figures = self._probe.attention
+        spread = figures.head_share if num_shares < 1 else figures.rest_share
         return total * (spread + (1.0 - spread) * math.ceil(num_shares) / num_shares)
 
     def _weight_bytes(self, op: Op, graph: Graph, num_rows: int) -> int:
@@ -266,8 +267,6 @@ class CostModel:
 
     def _stream_share(self, op: Op) -> float:
         """Share of the memory's read rate that an operator reaches; of several formats by their bytes."""
-        if isinstance(op, Attention):
-            return self._probe.attention.stream_share
         num_bytes = {name: self._weights[name].num_bytes for name in _matrices(op)}
         total = sum(num_bytes.values())
         if not total:
@@ -275,7 +274,9 @@ class CostModel:
         return total / sum(size / self._speeds[name].stream.at(total) for name, size in num_bytes.items())
 
     def _overlap(self, op: Op, num_rows: int) -> float:
-        """Share of the shorter of the times of arithmetic and memory that is hidden; with one row all, as measured."""
+        """Share of the shorter of the times of arithmetic and memory that is hidden; of linears of one row all."""
+        if isinstance(op, Attention):
+            return self._probe.attention.overlap
         matrices = _matrices(op)
         if num_rows <= 1 or not matrices:
             return 1.0

@@ -151,15 +151,17 @@ class AttentionFigures:
     """Attention of the kernels of one instruction set.
 
     speeds        by head_dim and group
-    head_share    how evenly few key/value heads spread over the threads: 0 when a head keeps to one thread, 1 when all
-                  threads share every head
-    stream_share  share of the memory's read rate that is reached when keys and values come from memory
+    head_share    how evenly fewer key/value heads than threads spread over these: 0 when a head keeps to one thread, 1
+                  when all threads share every head
+    rest_share    the same of more heads than threads, when not every thread can have as many
+    overlap       as of `LinearSpeed`, with one row
     kv_bytes      bytes of one channel of a key or value
     """
 
     speeds: tuple[AttentionSpeed, ...]
     head_share: float
-    stream_share: float
+    rest_share: float
+    overlap: float
     kv_bytes: float
 
 

@@ -19,7 +19,7 @@ from subsecond.formats.json_file import read_json_object
 from subsecond.formats.whole_file import write_whole
 from subsecond.models.store import home
 
-VERSION = 1
+VERSION = 2
 LEAST_DIVISOR = 1e-6  # of what times are divided by: far below any figure, and no time becomes infinite
 HOW_TO_RENEW = "`subsecond doctor --measure` writes it anew"
 
@@ -137,7 +137,7 @@ def _check(probe: Probe, where: str) -> None:
     if set(probe.values) != set(VALUE_OPERATORS):
         raise FormatError(f"{where}: values are of {shorten(sorted(probe.values))}; they must be of {VALUE_OPERATORS}")
     speeds = probe.linears.values()
-    stream_shares = [probe.attention.stream_share, *(share for speed in speeds for share in speed.stream.shares)]
+    stream_shares = [share for speed in speeds for share in speed.stream.shares]
     divisors = {
         "bytes_s": min(rate.bytes_s for rate in probe.read_rates),
         "weight_bytes": min(speed.weight_bytes for speed in speeds),
@@ -150,8 +150,9 @@ def _check(probe: Probe, where: str) -> None:
             raise FormatError(f"{where}: {name} is {value:g}; it must be at least {LEAST_DIVISOR:g}")
     shares = {
         "stream_share": max(stream_shares),
-        "overlap": max(speed.overlap for speed in speeds),
+        "overlap": max(probe.attention.overlap, *(speed.overlap for speed in speeds)),
         "head_share": probe.attention.head_share,
+        "rest_share": probe.attention.rest_share,
     }
     for name, value in shares.items():
         if value > 1:

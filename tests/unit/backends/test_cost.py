@@ -77,6 +77,7 @@ def test_an_operator_takes_the_longer_of_its_two_times_what_does_not_overlap_and
     for num_rows in (1, 4):
         for cost in tiny(PROBE).operators([Span(num_rows, 0)], 1):
             is_mixed = num_rows > 1 and cost.operator == "Linear" and cost.output != "logits"
+            is_mixed = is_mixed or cost.operator == "Attention"
             shown = 0.25 * min(cost.compute_s, cost.memory_s) if is_mixed else 0.0
             assert cost.seconds == pytest.approx(max(cost.compute_s, cost.memory_s) + shown + 1e-6)
 
@@ -126,16 +127,20 @@ def test_a_prompt_comes_in_steps() -> None:
 
 
 def test_a_few_heads_leave_threads_without_work() -> None:
-    def seconds(num_sequences: int, head_share: float) -> float:
+    def seconds(num_sequences: int, head_share: float, rest_share: float = 0.0) -> float:
         plan, sizes = whole_plan()
-        probe = replace(scaled_rates(PROBE, 1e6), attention=replace(PROBE.attention, head_share=head_share))
+        probe = replace(
+            scaled_rates(PROBE, 1e6),
+            attention=replace(PROBE.attention, head_share=head_share, rest_share=rest_share),
+        )
         costs = CostModel(plan, sizes, probe).operators([Span(1, 3)] * num_sequences, 0)
         return {cost.output: cost.compute_s for cost in costs}["windowed"]
 
     assert seconds(1, 0.0) == pytest.approx(2 * seconds(1, 1.0))  # one head, two threads
     assert seconds(1, 0.5) == pytest.approx(1.5 * seconds(1, 1.0))
     assert seconds(2, 0.0) == pytest.approx(seconds(2, 1.0))
-    assert seconds(3, 0.0) == pytest.approx(4 / 3 * seconds(3, 1.0))
+    assert seconds(3, 1.0, 0.0) == pytest.approx(4 / 3 * seconds(3, 0.0, 1.0))
+    assert seconds(3, 1.0, 0.5) == pytest.approx(7 / 6 * seconds(3, 0.0, 1.0))
 
 
 def test_experts_cost_what_rows_choose() -> None:

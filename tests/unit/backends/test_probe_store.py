@@ -97,7 +97,7 @@ def test_a_value_of_another_kind_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("probe_version",), 2, "version 2; this program reads version 1"),
+        (("probe_version",), 1, "version 1; this program reads version 2"),
         (("read_rates",), [], "read_rates must ascend"),
         (("read_rates", 0, "bytes_s"), 0, "bytes_s is 0"),
         (("read_rates", 1, "thread_bytes"), 1, "read_rates must ascend"),
@@ -113,8 +113,8 @@ def test_a_value_of_another_kind_is_refused(value: object) -> None:
         (("activation_s", "rows"), [1], "with a value for each"),
         (("activation_s",), {"rows": [], "seconds": []}, "must ascend"),
         (("attention", "speeds"), [], "must have entries"),
-        (("attention", "stream_share"), 0, "stream_share is 0"),
-        (("attention", "stream_share"), 1.5, "stream_share is 1.5; it must be at most 1"),
+        (("attention", "overlap"), 1.5, "overlap is 1.5; it must be at most 1"),
+        (("attention", "rest_share"), 1.5, "rest_share is 1.5; it must be at most 1"),
         (("attention", "head_share"), 1.5, "head_share is 1.5; it must be at most 1"),
         (("attention", "speeds", 0, "head_dim"), 0, "head_dim is 0"),
         (("attention", "speeds", 0, "group"), 0, "group is 0"),

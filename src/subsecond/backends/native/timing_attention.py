@@ -89,34 +89,48 @@ class AttentionTimer:
             )
         return found
 
-    def stream_share(self, rate: float, limit_s: float) -> float:
-        """Share of the memory's read rate that decoding reaches when keys and values come from memory."""
-        runner = self.runner(HEAD_DIMS[0], self.num_kv_heads, (SHARED_GROUP,), is_cold=True)
-        context = self.context_of(runner, limit_s)
-        seconds = runner.operator_seconds(NUM_RUNS, 1, context - 1)[f"{SHARED_GROUP}"] - self.call_s
+    def overlap(self, rate: float, limit_s: float) -> float:
+        """How much of the shorter time is hidden when one row's keys and values come from memory."""
+        runners = [
+            self.runner(HEAD_DIMS[0], self.num_kv_heads, (SHARED_GROUP,), is_cold=cold) for cold in (False, True)
+        ]
+        context, (warm_s, cold_s) = self._seconds(runners, limit_s)
         head_bytes = _native.kv_head_bytes(self.isa, "", HEAD_DIMS[0])
-        num_bytes = context * self.num_kv_heads * head_bytes / _native.BLOCK_TOKENS
-        return min(num_bytes / (max(seconds, self.call_s) * rate), 1.0)
+        read_s = context * self.num_kv_heads * head_bytes / _native.BLOCK_TOKENS / rate
+        return min(max((warm_s + read_s - cold_s) / min(warm_s, read_s), 0.0), 1.0)
 
-    def head_share(self, limit_s: float) -> float:
-        """How evenly a single key/value head spreads over the threads: 0 not at all, 1 as evenly as many do."""
+    def shares(self, limit_s: float) -> tuple[float, float]:
+        """How evenly one key/value head, and one more than threads, spread over them: 0 not at all, 1 as many do."""
         if self.num_threads == 1:
-            return 1.0
-        runners = [self.runner(HEAD_DIMS[0], count, (SHARED_GROUP,)) for count in (self.num_kv_heads, 1)]
+            return 1.0, 1.0
+        counts = (self.num_kv_heads, 1, self.num_threads + 1)
+        _, found = self._seconds([self.runner(HEAD_DIMS[0], count, (SHARED_GROUP,)) for count in counts], limit_s)
+        head_s = found[0] / self.num_kv_heads  # where all threads have as many
+        alone, rest = (
+            self._evenness(count, seconds, head_s) for count, seconds in zip(counts[1:], found[1:], strict=True)
+        )
+        return alone, rest
+
+    def _evenness(self, num_heads: int, seconds: float, head_s: float) -> float:
+        even_s, worst_s = num_heads * head_s, -(-num_heads // self.num_threads) * self.num_threads * head_s
+        return min(max((worst_s - seconds) / (worst_s - even_s), 0.0), 1.0)
+
+    def _seconds(self, runners: Sequence[Runner], limit_s: float) -> tuple[int, list[float]]:
+        """Positions that all of them have time for, and seconds of one row of each after so many."""
         context = min([self.context_of(runner, limit_s) for runner in runners])
-        found = [runner.operator_seconds(NUM_RUNS, 1, context - 1) for runner in runners]
-        all_s, alone_s = (seconds[f"{SHARED_GROUP}"] - self.call_s for seconds in found)
-        shared_s = all_s / self.num_kv_heads
-        return min(max((shared_s * self.num_threads - alone_s) / (shared_s * (self.num_threads - 1)), 0.0), 1.0)
+        found = [runner.operator_seconds(NUM_RUNS, 1, context - 1)[f"{SHARED_GROUP}"] for runner in runners]
+        return context, [max(seconds - self.call_s, self.call_s) for seconds in found]
 
 
 def time_attention(timer: AttentionTimer, rate: float, limit_s: float) -> AttentionFigures:
     """All figures of attention, in about `limit_s` seconds; `rate` is the memory's read rate."""
     part_s = limit_s / (len(HEAD_DIMS) + 2)
     speeds = [speed for head_dim in HEAD_DIMS for speed in timer.speeds(head_dim, part_s)]
+    alone, rest = timer.shares(part_s)
     return AttentionFigures(
         speeds=tuple(speeds),
-        head_share=timer.head_share(part_s),
-        stream_share=timer.stream_share(rate, part_s),
+        head_share=alone,
+        rest_share=rest,
+        overlap=timer.overlap(rate, part_s),
         kv_bytes=_native.kv_head_bytes(timer.isa, "", HEAD_DIMS[0]) / (2 * HEAD_DIMS[0] * _native.BLOCK_TOKENS),
     )

@@ -17,7 +17,7 @@ MANY_ROWS, MANY_ROWS_OUTPUTS = (128,), 2048
 UNIT_OUTPUTS = 64  # of a thread; what a linear of these takes is mostly packing
 # Of linears that are read from memory, in this order; what another format left in cache disturbs the first of a format.
 # Powers of two are avoided, since places so far apart share banks of the memory.
-COLD_OUTPUTS = (7936, 1600, 1600)
+COLD_OUTPUTS = (7936, 1600, 1600, 320, 320)
 COLD_ROWS = 8  # with which it is seen how reading and arithmetic overlap
 NUM_RUNS, NUM_LONG_RUNS = 8, 4
 LEAST_SHARE = 0.1  # of a linear's time is its weights', whatever packing seems to take
