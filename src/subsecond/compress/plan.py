@@ -87,7 +87,8 @@ def make_plan(
         QUALITY: 2 * num_quality_tokens * forward / rate,
         SPEED: (12 if num_quality_tokens else 0) * (256 * forward / rate + 32 * weight_bytes / 4 / 1e10),
     }
-    peak = max(*(each.peak_bytes for each in stages), weight_bytes * 5 // 4 + _PROGRAM_BYTES)
+    comparison = weight_bytes * 5 // 4 + _PROGRAM_BYTES  # the original in fp32, and the result
+    peak = max(*(each.peak_bytes for each in stages), comparison if num_quality_tokens else 0)
     disk = weight_bytes // 2 * (len(stages) + 1) + 4 * num_tokens * _stream_width(graph) * 2
     model_bytes = sum(_stored_bytes(checkpoint, name) for name in graph.weights)
     return Plan(rate, phases, stages, peak, disk, model_bytes, predicted_bytes(graph, recipe))
@@ -150,8 +151,8 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_toke
                 solves += (2.0 * width**3 + 2.0 * rows * width**2 * rounds) / _SOLVER_SHARE
         operations += linear + attention + grams + solves
         weights = 4 * sum(math.prod(graph.weights[name]) for name in part.weights)
-        widest = max((graph.values[op.output].width for op in part.ops), default=0)
-        peak = max(peak, 3 * weights + 4 * gram_bytes + 4 * CHUNK_ROWS * widest * 4)
+        outputs = [graph.values[op.output].width for op in part.ops if op.output != graph.output]  # the head is not run
+        peak = max(peak, 4 * weights + 4 * gram_bytes + 4 * CHUNK_ROWS * max(outputs, default=0) * 4)
     if stage.kind == "prune-depth":  # the head of each candidate, to compare what it predicts
         removals = (1 - stage.settings.keep) * (len(parts) // 2)
         operations += 2.0 * _head_elements(graph) * num_tokens * removals * (stage.settings.candidates + 1)

@@ -39,3 +39,12 @@ def test_more_passes_take_more_time(tmp_path: Path, kind: str, less: str, more: 
     parts = [f'version = 1\n[[stage]]\nkind = "{kind}"\n{setting}\n' for setting in (less, more)]
     short, long = (plan_of(tmp_path, each).stages[0].seconds for each in parts)
     assert short < long
+
+
+def test_memory_of_the_comparison_counts_only_where_quality_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subsecond.compress.plan.CHUNK_ROWS", 1)  # the model is small beside the rows of a chunk
+    job, recipe = small_job(tmp_path), find_recipe("int8")
+    without, with_it = (make_plan(job.checkpoint, recipe, num, has_text=True, rate=RATE).peak_bytes for num in (0, 1))
+    assert without < with_it
