@@ -85,12 +85,14 @@ class SegmentQuantizer:
         """Round the linears and experts of the segment, and leave what they became in `visit.weights`.
 
         types   of weights by name; routers of experts stay as they are
-        tables  types of the weights of the head and the embedding, which are rounded to the nearest
+        tables  types of the weights of the head and the embedding, which are rounded without data
         """
         made, tables = Made(), tables or {}
         for name, tensor_type in tables.items():
-            weight = visit.weights[name].numpy()
-            self._keep(visit, made, (name,), quantize(weight, tensor_type, "nearest")[0], "rounded to the nearest")
+            rule = "nearest" if tensor_type in _ROUNDED or self._method == "nearest" else "search"
+            stored, report = quantize(visit.weights[name].numpy(), tensor_type, rule)  # type: ignore[arg-type]
+            found = None if rule == "nearest" else report
+            self._keep(visit, made, (name,), stored, _WHY["nearest" if found is None else "fit"], found)
         if self._graph.output in visit.segment.outputs:
             return SegmentResult(made.tensors, tuple(made.decisions))
         self._round_experts(visit, types, made)
@@ -292,7 +294,7 @@ def round_table(graph: Graph, visit: Visit, head_bits: int, table_bits: int) -> 
     for name in sorted(wanted & set(visit.weights)):
         bits = max(head_bits * (name in heads), table_bits * (name in tables))
         width = graph.weights[name][-1]
-        blocks = {4: TensorType.Q4_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
+        blocks = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
         found[name] = blocks if width % BLOCK_LAYOUTS[blocks].num_elements == 0 else TensorType.F16
     return found
 

@@ -39,9 +39,9 @@ class Settings:
         choices=("portable", "gguf"),
     )
     reading: str = setting("stored", "how linears of layers are executed", choices=READINGS[:-1])
-    head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
+    head_bits: str = setting("8", "bits of the output head", choices=("4", "5", "8", "16"))
     table_bits: str = setting(
-        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
+        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "5", "8", "16")
     )
     forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)

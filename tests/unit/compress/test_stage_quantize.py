@@ -100,6 +100,18 @@ def test_a_head_of_its_own_and_the_table_have_their_bits(tmp_path: Path) -> None
     assert put_by(tied)["token_embd.weight"].type is TensorType.F16
 
 
+def test_few_bits_of_head_and_table_are_searched(tmp_path: Path) -> None:
+    errors = {}
+    for method in ("nearest", "fit"):
+        job = small_job(tmp_path / method, small_graph(is_tied=False))
+        stage_quantize.run(job, Settings(method=method, head_bits="5", table_bits="4"))
+        put = put_by(job)
+        assert [put[name].type.name for name in ("output.weight", "token_embd.weight")] == ["Q5_0", "Q4_0"]
+        weight = job.checkpoint.weights.dequantize("token_embd.weight")
+        errors[method] = float(np.square(put["token_embd.weight"].dequantize() - weight).sum())
+    assert errors["fit"] < 0.95 * errors["nearest"]
+
+
 def test_awq_folds_its_scales_into_norms_and_rows(tmp_path: Path) -> None:
     job = small_job(tmp_path)
     stage_quantize.run(job, Settings(method="awq"))
