@@ -65,9 +65,15 @@ def by_llama_bench(options: argparse.Namespace) -> dict[str, float]:
 
 def _llama_bench(options: argparse.Namespace, test: Sequence[str]) -> float:
     command = [str(PROGRAM), "-m", str(options.model), "-t", str(options.threads), "-r", "1", "-o", "json", *test]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (row,) = json.loads(done.stdout)
+    (row,) = json.loads(_output_of(command))
     return float(row["avg_ts"])
+
+
+def _output_of(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def by_ours(options: argparse.Namespace) -> dict[str, float]:
@@ -88,10 +94,7 @@ def by_ours(options: argparse.Namespace) -> dict[str, float]:
         *("--output-tokens", str(options.output_tokens), "--requests", "2", "--repeat", "1", "--warmup", "1"),
         *("--num-threads", str(options.threads)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+    rows: list[dict[str, Any]] = json.loads(_output_of(command))["rows"]
     (row,) = (row for row in rows if row["target"] == "llama.cpp")
     return {figure: float(row[figure]) for figure in FIGURES}
 

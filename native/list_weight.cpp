@@ -28,12 +28,15 @@ int64_t pack_row(const uint16_t* row, int64_t num_inputs, uint8_t* groups) {
   return num_groups;
 }
 
-// Whether a panel of that many bytes is one.
+// Whether a panel of that many bytes is one. Kernels have room for the groups of an output with a weight for every input.
 bool is_sound_panel(const ListPanel& panel, int64_t num_bytes, int64_t num_inputs) {
   const int64_t num_groups = panel.start(kPanelOutputs);
   if (panel.start(0) != 0 || num_bytes != ListPanel::num_bytes(num_groups)) return false;
-  for (int64_t n = 0; n < kPanelOutputs; ++n)
-    if (panel.start(n) > panel.start(n + 1)) return false;
+  const int64_t most_groups = (num_inputs + ListPanel::kGroupWeights - 1) / ListPanel::kGroupWeights;
+  for (int64_t n = 0; n < kPanelOutputs; ++n) {
+    const int64_t count = panel.start(n + 1) - panel.start(n);
+    if (count < 0 || count > most_groups) return false;
+  }
   bool is_within = true;
   for (int64_t g = 0; g < num_groups; ++g)
     for (int64_t i = 0; i < ListPanel::kGroupWeights; ++i) is_within &= half_word(panel.group(g), i) < num_inputs;

@@ -199,6 +199,14 @@ def test_damaged_weights_are_refused() -> None:
         check_refused(name, 24, 100, packed)
 
 
+def test_an_output_with_more_weights_than_inputs_is_refused() -> None:
+    packed = random_weight(40, 100, 0.5, np.random.default_rng(11)).packed(LIST)
+    first = int(packed[:8].view(np.uint64)[0])
+    starts = packed[first : first + 4 * 17].view(np.uint32)
+    starts[1:16] = starts[16]  # all groups of the panel belong to its first output
+    check_refused(LIST, 40, 100, packed)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     bits = random_weight(40, 100, 0.5, np.random.default_rng(12)).values.view(np.uint16)
     for name in FORMATS:

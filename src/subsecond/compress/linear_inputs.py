@@ -7,7 +7,7 @@ from torch import Tensor
 
 from subsecond.backends.torch.backend import run_ops
 from subsecond.compress.statistics import Floats, InputStatistics, StatisticsSum
-from subsecond.compress.walk import Visit
+from subsecond.compress.walk import Visit, end_of
 from subsecond.graph.ops import Add, Linear
 from subsecond.graph.segments import Segment
 
@@ -45,7 +45,7 @@ def input_and_loss(
     (output,) = visit.segment.outputs
     total = StatisticsSum(visit.weights[weight].shape[1], has_gram=True)
     cross = torch.zeros(visit.weights[weight].shape)
-    rest = visit.segment.ops[visit.segment.ops.index(op) :]
+    rest = visit.segment.ops[end_of(visit.segment, (op.input,)) :]
     with torch.no_grad():
         for rows, step, values in visit.reach((op.input,), is_kept=True):
             run_ops(rest, values, visit.weights, step, kept=(op.input, output))

@@ -10,6 +10,7 @@ from subsecond.compress.hqq import HqqOptions, hqq
 from subsecond.compress.output_error import QuantizationReport, report
 from subsecond.compress.rounding import (
     GRID_FORMATS,
+    PLAIN_TYPES,
     Floats,
     Grid,
     nearest_grid,
@@ -130,7 +131,8 @@ def quantize(
         if statistics is None:
             raise InputError("gptq needs statistics of the input; without calibration text use hqq or search")
         factor = factor or factorize(statistics, options.gptq)
-        search = options.search if tensor_type in MULTIPLIERS else options.refitted
+        is_refitted = tensor_type in PLAIN_TYPES and options.gptq.num_sweeps > 0
+        search = options.refitted if is_refitted else options.search
         grid = make_grid(weight, tensor_type, statistics, search, factor)
         return gptq(weight, statistics, grid, options.gptq, factor)
     grid = make_grid(weight, tensor_type, statistics, options.search)

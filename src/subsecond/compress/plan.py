@@ -14,6 +14,7 @@ import torch
 
 from subsecond.compress.predicted_size import predicted_bytes
 from subsecond.compress.recipe import Recipe, Stage
+from subsecond.compress.segment_quantizer import CORRECTED
 from subsecond.compress.walk import CHUNK_ROWS
 from subsecond.core.errors import ResourceError
 from subsecond.core.hardware import probe
@@ -127,6 +128,7 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_toke
     has_gram, has_solver = _needs(stage)
     searches = stage.kind == "mixed" or (stage.kind == "quantize" and stage.settings.method not in ("nearest", "hqq"))
     # a sweep of gptq goes over the errors of all weights twice, for scales and for codes
+    keeps = searches and stage.settings.method != "autoround"  # inputs of linears, between the runs of a segment
     rounds = 0.6 * (1 + 2 * stage.settings.sweeps) if searches else 1.0
     operations, peak = 0.0, 0
     for part in parts:
@@ -136,9 +138,10 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_toke
             for op in part.ops
             if isinstance(op, Attention)
         )
-        grams, solves, gram_bytes = 0.0, 0.0, 0
+        grams, solves, gram_bytes, kept = 0.0, 0.0, 0, 0
         for value, names in part.linears.items():
             width = graph.values[value].width
+            kept += width * keeps
             rows = sum(graph.weights[name][0] for name in names)
             if searches:
                 solves += _SEARCH_OPERATIONS * rows * width
@@ -152,7 +155,8 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_toke
         operations += linear + attention + grams + solves
         weights = 4 * sum(math.prod(graph.weights[name]) for name in part.weights)
         outputs = [graph.values[op.output].width for op in part.ops if op.output != graph.output]  # the head is not run
-        peak = max(peak, 4 * weights + 4 * gram_bytes + 4 * CHUNK_ROWS * max(outputs, default=0) * 4)
+        rows_bytes = 4 * CHUNK_ROWS * max(outputs, default=0) * 4 + 4 * num_tokens * kept
+        peak = max(peak, 4 * weights + 4 * gram_bytes + rows_bytes)
     if stage.kind == "prune-depth":  # the head of each candidate, to compare what it predicts
         removals = (1 - stage.settings.keep) * (len(parts) // 2)
         operations += 2.0 * _head_elements(graph) * num_tokens * removals * (stage.settings.candidates + 1)
@@ -176,12 +180,12 @@ def _passes(stage: Stage, num_layers: int) -> tuple[float, int]:
     if stage.kind in ("rotate", "trim-vocabulary"):
         return 0.5, 2
     if stage.kind == "mixed":
-        return 8.0, 2
+        return 8.0, 4 if settings.correction and settings.method in CORRECTED else 2
     if stage.kind == "prune-depth":
         removals = (1 - settings.keep) * num_layers
         return 1.0 + removals * (1 + settings.candidates / 2), settings.candidates + 4
     method = getattr(settings, "method", "")
-    gives_back = method == "gptq" if stage.kind == "quantize" else getattr(settings, "refit", False)
+    gives_back = method in CORRECTED if stage.kind == "quantize" else getattr(settings, "refit", False)
     if gives_back and settings.correction:
         return {"sparsify": 5.0, "quantize": 2.3}.get(stage.kind, 4.0), 4
     return {"autoround": 400.0, "awq": 24.0}.get(method, 2.0), 2

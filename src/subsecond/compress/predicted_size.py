@@ -61,7 +61,9 @@ def _depth(size: Size, settings: Any) -> Size:
 
 
 def _sparsify(size: Size, settings: Any) -> Size:
-    return _with(size, layer_bits=min(16.0, 1 + 16 * settings.density))
+    # few weights are listed with their inputs and padded to groups of sixteen, of more a bit says which are there
+    listed = 33 * settings.density + 0.25
+    return _with(size, layer_bits=min(16.0, listed if listed <= 8 else 1 + 16 * settings.density))
 
 
 def _quantize(size: Size, settings: Any) -> Size:

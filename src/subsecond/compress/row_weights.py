@@ -36,11 +36,12 @@ def row_weights(visit: Visit, stream: Tensor | None = None) -> Tensor:
 
 
 def weighted_statistics(
-    visit: Visit, values: Collection[str], weights: Tensor | None, *, has_gram: bool
+    visit: Visit, values: Collection[str], weights: Tensor | None, *, has_gram: bool, is_kept: bool = False
 ) -> dict[str, InputStatistics]:
     """Statistics of those values that linears read, with the segment's weights as they now are.
 
     weights  of the rows, from `row_weights`; rows of inputs of attention count 1. None for 1 throughout
+    is_kept  as in `Visit.reach`
     """
     roots = None if weights is None else weights.sqrt()[:, None]
     alike = inputs_of_attention(visit)
@@ -54,7 +55,7 @@ def weighted_statistics(
         num_seen[name] = start + len(rows)
         sums[name].add(rows if roots is None or name in alike else rows * roots[start : start + len(rows)])
 
-    visit.observe(add, values, is_kept=True)
+    visit.observe(add, values, is_kept=is_kept)
     return {name: each.statistics() for name, each in sums.items()}
 
 

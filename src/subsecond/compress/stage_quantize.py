@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from subsecond.compress.correction import original_stream
 from subsecond.compress.methods import choose_type
 from subsecond.compress.segment_quantizer import (
+    CORRECTED,
     CORRECTION,
     DAMPING,
     DATA_FREE,
@@ -51,7 +52,7 @@ class Settings:
     )
     correction: float = setting(
         CORRECTION,
-        "share of what the residual stream has lost before that attn_output and ffn_down give back, with gptq",
+        "share of what the residual stream has lost before that attn_output and ffn_down give back, with gptq and awq",
         minimum=0,
         maximum=1,
     )
@@ -80,6 +81,7 @@ def needs_calibration(settings: Settings) -> bool:
 def run(job: StageJob, settings: Settings) -> StageResult:
     """Round every linear of the layers, the head and the table; everything else is taken as it is stored."""
     graph = job.checkpoint.graph()
+    correction = settings.correction if settings.method in CORRECTED else 0.0
     quantizer = SegmentQuantizer(
         graph,
         method=settings.method,
@@ -88,8 +90,8 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         num_steps=settings.steps,
         seed=settings.seed,
         widest=settings.widest,
-        correction=settings.correction,
-        original=original_stream(job, settings.correction),
+        correction=correction,
+        original=original_stream(job, correction),
     )
 
     def work(visit: Visit) -> SegmentResult:

@@ -33,7 +33,7 @@ from subsecond.graph.ops import Linear
 from subsecond.graph.segments import Segment
 
 METHODS = ("swaps", "sparsegpt", "wanda", "magnitude")
-ADVICE_DENSITIES = (0.1, 0.25, 0.35, 0.9)  # the first two are lists, see native/sparse_weights.py
+ADVICE_DENSITIES = (0.1, 0.2, 0.3, 0.9)  # two lists and two bitmaps, see backends/native/sparse_weights.py
 ADVICE_FORMATS = {"int8": "Q8_0", "int4": "Q4_0"}
 BLOCK_INPUTS = 32
 _OUTLIERS = "outliers.json"

@@ -22,7 +22,7 @@ from subsecond.models.weights import WeightSource
 CHUNK_ROWS = 2048  # of windows that run together: enough for large products, few enough for small values between
 CPU = torch.device("cpu")
 
-# Is given the name of a value and its rows, float32 [rows, width]; what it returns goes on in its place.
+# Is given the name of a value and its rows, float32 [rows, width].
 Observer = Callable[[str, Tensor], None]
 
 
@@ -110,7 +110,7 @@ class Visit:
         windows: runs that need no more than that go on from there, as long as the weights before it are the same ones.
         """
         names = set(names)
-        end = _end_of(self.segment, names)
+        end = end_of(self.segment, names)
         begin = self._begin(end, names)
         to_come = {name for op in self.segment.ops[end:] for name in inputs_of(op)}.union(self.segment.outputs, names)
 
@@ -197,7 +197,7 @@ class _Reached:
         return set(self.values[0]) if self.values else set()
 
 
-def _end_of(segment: Segment, names: Collection[str]) -> int:
+def end_of(segment: Segment, names: Collection[str]) -> int:
     """The number of operators that have to run for all of `names` to be known."""
     return 1 + max((index for index, op in enumerate(segment.ops) if op.output in names), default=-1)
 

@@ -18,6 +18,7 @@ UNIT_OUTPUTS = 64  # of a thread; what a linear of these takes is mostly packing
 # Of linears that are read from memory, in this order; what another format left in cache disturbs the first of a format.
 # Powers of two are avoided, since places so far apart share banks of the memory.
 COLD_OUTPUTS = (7936, 1600, 1600, 320, 320)
+OVERLAP_OUTPUTS = 1600  # of them, large enough for packing not to matter
 COLD_ROWS = 8  # with which it is seen how reading and arithmetic overlap
 NUM_RUNS, NUM_LONG_RUNS = 8, 4
 LEAST_SHARE = 0.1  # of a linear's time is its weights', whatever packing seems to take
@@ -134,8 +135,9 @@ def _with_memory(
         stream = StreamCurve(tuple(num_bytes[kind, size] for size in sizes), tuple(shares))
         overlap = 1.0
         if len(num_rows) > 1:
-            times = (sizes[0] * WIDTH * curve.at(COLD_ROWS), work_s(0, kind, sizes[0]))
-            hidden_s = sum(times) - work_s(1, kind, sizes[0])
+            size = timer.outputs(OVERLAP_OUTPUTS)
+            times = (size * WIDTH * curve.at(COLD_ROWS), work_s(0, kind, size))
+            hidden_s = sum(times) - work_s(1, kind, size)
             overlap = min(max(hidden_s / min(times), 0.0), 1.0)
         speeds[kind] = LinearSpeed(timer.bytes_of(kind), curve, stream, overlap)
     return speeds
