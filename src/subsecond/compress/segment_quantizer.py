@@ -295,7 +295,7 @@ def round_table(graph: Graph, visit: Visit, head_bits: int, table_bits: int) -> 
     for name in sorted(wanted & set(visit.weights)):
         bits = max(head_bits * (name in heads), table_bits * (name in tables))
         width = graph.weights[name][-1]
-        blocks = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
+        blocks = {4: TensorType.Q4_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
         found[name] = blocks if width % BLOCK_LAYOUTS[blocks].num_elements == 0 else TensorType.F16
     return found
 

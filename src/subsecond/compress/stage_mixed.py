@@ -47,9 +47,9 @@ class Settings:
         is_minimum_excluded=True,
     )
     measured_windows: int = setting(4, "of the held-out windows, those to measure with", minimum=1, maximum=1000)
-    head_bits: str = setting("8", "bits of the output head", choices=("4", "5", "8", "16"))
+    head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
     table_bits: str = setting(
-        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "5", "8", "16")
+        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
     )
     method: str = setting("gptq", "how weights are rounded", choices=("gptq", "search", "autoround"))
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)

@@ -26,6 +26,7 @@ from subsecond.graph.graph import Graph
 from subsecond.models.readings import READINGS
 
 BITS = ("2", "3", "4", "5", "6", "8", "16")
+PORTABLE_BITS = ("4", "8", "16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class Settings:
         choices=("portable", "gguf"),
     )
     reading: str = setting("stored", "how linears of layers are executed", choices=READINGS[:-1])
-    head_bits: str = setting("8", "bits of the output head", choices=("4", "5", "8", "16"))
+    head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
     table_bits: str = setting(
-        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "5", "8", "16")
+        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
     )
     forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
@@ -63,14 +64,14 @@ class Settings:
         validate(self)
         if self.method == "hqq" and self.bits != "4":
             raise InputError(f"method hqq has 4 bits only, not {self.bits}")
-        if int(self.bits) in (2, 3):
-            if not self.forced:
-                choose_type(int(self.bits), 256)  # says why not
-            if self.blocks != "gguf":
-                raise InputError(
-                    f"{self.bits} bits are stored in super-blocks, which Hugging Face checkpoints cannot hold; set "
-                    "blocks to gguf and export the result to GGUF"
-                )
+        if int(self.bits) in (2, 3) and not self.forced:
+            choose_type(int(self.bits), 256)  # says why not
+        if self.bits not in PORTABLE_BITS and self.blocks != "gguf":
+            raise InputError(
+                f"{self.bits} bits are stored in blocks that Hugging Face checkpoints cannot hold; give "
+                f"{', '.join(PORTABLE_BITS)}, or something between by the stage mixed. With blocks set to gguf "
+                "weights get the values of such blocks, held in half precision"
+            )
 
 
 def needs_calibration(settings: Settings) -> bool:
@@ -115,9 +116,5 @@ def _type_of(graph: Graph, name: str, settings: Settings) -> TensorType:
     if settings.method == "hqq":
         return TensorType.Q4_1 if graph.weights[name][-1] % 32 == 0 else TensorType.F16
     has_super_blocks = settings.blocks == "gguf"
-    chosen = choose_type(
-        int(settings.bits), graph.weights[name][-1], is_forced=settings.forced, has_super_blocks=has_super_blocks
-    )
-    if not has_super_blocks and chosen is TensorType.Q5_0:
-        return TensorType.Q8_0
-    return chosen
+    width = graph.weights[name][-1]
+    return choose_type(int(settings.bits), width, is_forced=settings.forced, has_super_blocks=has_super_blocks)
