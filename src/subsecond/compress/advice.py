@@ -53,9 +53,8 @@ class Advice:
                 needed = "no density makes them faster"
             else:
                 needed = f"they are faster below a density of {each.needed_density:.0%}"
-            found.append(
-                f"Sparse weights with {self.density:.0%} left are {verdict} in decoding ({measured}); {needed}."
-            )
+            where = f"linears of layers, one sequence, {measured}"
+            found.append(f"Sparse weights with {self.density:.0%} left are {verdict} ({where}); {needed}.")
         return found
 
 

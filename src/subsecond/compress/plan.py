@@ -26,6 +26,8 @@ from subsecond.models.checkpoint import Checkpoint
 _RATE_SIZE = 1024
 _RATE_REPEATS = 4
 _PROGRAM_BYTES = 600 * 10**6  # the interpreter, torch and its threads
+EVAL_WINDOW_TOKENS = 256
+_HELD_LOGITS = 10  # arrays of the size of a window's logits that comparing two models holds
 _SEARCH_OPERATIONS = 10_000  # large products do as many while the scale of one weight is searched
 _SOLVER_SHARE = 0.25  # of the rate of large products that factorizations and column updates reach
 CALIBRATION, QUALITY, SPEED, PACKING = "calibration text", "quality", "speed", "packing"
@@ -88,7 +90,8 @@ def make_plan(
         QUALITY: 2 * num_quality_tokens * forward / rate,
         SPEED: (12 if num_quality_tokens else 0) * (256 * forward / rate + 32 * weight_bytes / 4 / 1e10),
     }
-    comparison = weight_bytes * 5 // 4 + _PROGRAM_BYTES  # the original in fp32, and the result
+    logits_bytes = _HELD_LOGITS * 4 * min(num_quality_tokens, EVAL_WINDOW_TOKENS) * graph.values[graph.output].width
+    comparison = weight_bytes * 5 // 4 + logits_bytes + _PROGRAM_BYTES  # the original in fp32, and the result
     peak = max(*(each.peak_bytes for each in stages), comparison if num_quality_tokens else 0)
     disk = weight_bytes // 2 * (len(stages) + 1) + 4 * num_tokens * _stream_width(graph) * 2
     model_bytes = sum(_stored_bytes(checkpoint, name) for name in graph.weights)

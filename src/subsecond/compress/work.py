@@ -19,6 +19,7 @@ import numpy as np
 from subsecond.backends import native
 from subsecond.compress import plan as planning
 from subsecond.compress.calibration import calibration_by_model, calibration_of_texts
+from subsecond.compress.plan import EVAL_WINDOW_TOKENS
 from subsecond.compress.recipe import Recipe, stage_module
 from subsecond.compress.restricted_reference import RestrictedReference
 from subsecond.compress.speed import PROMPT_TOKENS, time_side_by_side
@@ -39,7 +40,6 @@ from subsecond.measure.text_files import packaged_texts
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 
 REPORT, PLAN, RECIPE = "report.json", "plan.json", "recipe.toml"
-EVAL_WINDOW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
