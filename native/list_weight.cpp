@@ -28,7 +28,7 @@ int64_t pack_row(const uint16_t* row, int64_t num_inputs, uint8_t* groups) {
   return num_groups;
 }
 
-// Whether a panel of that many bytes is one. Kernels have room for the groups of an output with a weight for every input.
+// Whether a panel of that many bytes is one. Kernels have room for an output with a weight for every input.
 bool is_sound_panel(const ListPanel& panel, int64_t num_bytes, int64_t num_inputs) {
   const int64_t num_groups = panel.start(kPanelOutputs);
   if (panel.start(0) != 0 || num_bytes != ListPanel::num_bytes(num_groups)) return false;
