@@ -17,7 +17,7 @@ from bench.timing import PeerError
 from subsecond.formats.whole_file import write_whole
 from subsecond.measure.peers import registry_path
 
-PACKAGES = {"openvino": "openvino-genai", "transformers": "transformers"}
+PACKAGES = {"openvino": "openvino-genai", "ctranslate2": "ctranslate2", "transformers": "transformers"}
 
 
 def version_of(engine: str) -> str:

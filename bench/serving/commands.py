@@ -12,7 +12,7 @@ from bench.peers.llama_cpp.llama_cpp import program_path
 from bench.serving.client import LOCAL_HOST
 from bench.timing import PeerError
 
-SERVED = (OURS, "llama.cpp", "openvino", "transformers")
+SERVED = (OURS, "llama.cpp", "openvino", "ctranslate2", "transformers")
 READY_PATHS = {OURS: "/health/ready"}  # all others: /health
 
 SLOT_GRANULE = 256  # llama.cpp rounds the context of a slot up to this
@@ -93,6 +93,12 @@ def transformers_server(python: str, folder: Path, dtype: str, capacity: Capacit
     return [python, "-m", "bench.peers.transformers.server", str(folder), *flags]
 
 
+def ctranslate2_server(python: str, folder: Path, capacity: Capacity, port: int) -> list[str]:
+    """Our adapter of CTranslate2, which has no continuous batching: one request after the other."""
+    flags = ("--port", str(port), "--threads", str(capacity.num_threads))
+    return [python, "-m", "bench.peers.ctranslate2.server", str(folder), *flags]
+
+
 def server_command(row: Row, model: Path, capacity: Capacity, port: int) -> list[str]:
     """The command line of the server of that engine, `model` being what its engine made of a file.
 
@@ -106,6 +112,8 @@ def server_command(row: Row, model: Path, capacity: Capacity, port: int) -> list
     python = ENGINES[row.engine].command(row.weights, None).argv[0]
     if row.engine == "openvino":
         return openvino_server(python, model, capacity, port)
+    if row.engine == "ctranslate2":
+        return ctranslate2_server(python, model, capacity, port)
     if row.engine == "transformers":
         return transformers_server(python, model, str(row.weights), capacity, port)
     raise PeerError(f"{row.engine} is compared by bench.compare alone; servers are {', '.join(SERVED)}")
