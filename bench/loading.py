@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from subsecond.backends import native
+from subsecond.backends.native.weight_formats import choose_formats, readings_of
 from subsecond.backends.native.weights import pack_weights, read_packed_weights
 from subsecond.core.hardware import probe
 from subsecond.graph.plan import compile_plan
@@ -34,13 +35,14 @@ def measure(path: Path, num_threads: int, has_artifact: bool) -> dict[str, objec
     """Milliseconds, GB/s and peak memory over the bytes of the weights, before and with them."""
     before = peak_bytes()
     checkpoint = open_checkpoint(path, can_use_artifact=has_artifact)
-    names = compile_plan(checkpoint.graph(CONTEXT_TOKENS)).segments[0].graph.weights
+    graph = compile_plan(checkpoint.graph(CONTEXT_TOKENS)).segments[0].graph
+    formats = choose_formats(graph, checkpoint.weights, readings_of(checkpoint.readings, None))
     start = time.perf_counter()
     if has_artifact:
         assert checkpoint.artifact is not None
         weights = read_packed_weights(checkpoint.artifact)
     else:
-        weights = pack_weights(checkpoint.weights, names, num_threads)
+        weights = pack_weights(checkpoint.weights, formats, num_threads)
     elapsed = time.perf_counter() - start
     return {
         "from": "artifact" if has_artifact else "file",

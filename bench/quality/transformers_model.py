@@ -125,5 +125,5 @@ def empty_model(config: ModelConfig, *, is_tied: bool) -> PreTrainedModel:
         model = Qwen2ForCausalLM(Qwen2Config(**numbers))
     else:
         raise ValueError(f"no transformers model is known here for family {config.family!r}")
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model
