@@ -125,15 +125,7 @@ inline V expand_halves(const uint8_t* p, uint32_t mask) {
   return {expand_eight(p, first), expand_eight(p + 2 * __builtin_popcount(first), mask >> 8)};
 }
 
-// x[i] for indices of 16 bits, by single loads: the gathers of many processors take longer.
-inline __m128 gather_four(const float* x, const uint8_t* indices) {
-  uint64_t four;
-  __builtin_memcpy(&four, indices, 8);
-  __m128 v = _mm_load_ss(x + (four & 0xffff));
-  v = _mm_insert_ps(v, _mm_load_ss(x + (four >> 16 & 0xffff)), 0x10);
-  v = _mm_insert_ps(v, _mm_load_ss(x + (four >> 32 & 0xffff)), 0x20);
-  return _mm_insert_ps(v, _mm_load_ss(x + (four >> 48)), 0x30);
-}
+#include "../gather.inl.h"
 
 inline __m256 gather_eight(const float* x, const uint8_t* indices) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(gather_four(x, indices)), gather_four(x, indices + 8), 1);

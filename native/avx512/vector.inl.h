@@ -71,15 +71,7 @@ inline V expand_halves(const uint8_t* p, uint32_t mask) {
   return {_mm512_maskz_expand_ps(static_cast<__mmask16>(mask), _mm512_cvtph_ps(load32(p)))};
 }
 
-// x[i] for indices of 16 bits, by single loads: the gathers of many processors take longer.
-inline __m128 gather_four(const float* x, const uint8_t* indices) {
-  uint64_t four;
-  __builtin_memcpy(&four, indices, 8);
-  __m128 v = _mm_load_ss(x + (four & 0xffff));
-  v = _mm_insert_ps(v, _mm_load_ss(x + (four >> 16 & 0xffff)), 0x10);
-  v = _mm_insert_ps(v, _mm_load_ss(x + (four >> 32 & 0xffff)), 0x20);
-  return _mm_insert_ps(v, _mm_load_ss(x + (four >> 48)), 0x30);
-}
+#include "../gather.inl.h"
 
 inline V gather_lanes(const float* x, const uint8_t* indices) {
   __m512 v = _mm512_castps128_ps512(gather_four(x, indices));
