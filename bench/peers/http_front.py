@@ -135,6 +135,13 @@ class Front:
             connection.send_json("404 Not Found", {"error": f"{method} {path}"})
 
 
+@dataclass(slots=True)
+class NewTokens:
+    """Token ids of one request that nobody has read yet."""
+
+    generated_ids: list[int]
+
+
 class Handle(Protocol):
     """One request in a pipeline, as OpenVINO GenAI has it."""
 

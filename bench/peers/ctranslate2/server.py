@@ -19,16 +19,9 @@ from typing import Any
 
 import ctranslate2
 
-from bench.peers.http_front import Front, Handle, serve
+from bench.peers.http_front import Front, Handle, NewTokens, serve
 
 POLL_S = 0.02  # between looks for requests while nothing new has come
-
-
-@dataclass(slots=True)
-class NewTokens:
-    """Token ids of one request that nobody has read yet."""
-
-    generated_ids: list[int]
 
 
 @dataclass(slots=True)

@@ -17,14 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from bench.peers.http_front import Front, Handle, serve
-
-
-@dataclass(slots=True)
-class NewTokens:
-    """Token ids of one request that nobody has read yet."""
-
-    generated_ids: list[int]
+from bench.peers.http_front import Front, Handle, NewTokens, serve
 
 
 @dataclass(slots=True)
