@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from subsecond.compress.autoround import AutoRoundOptions, learn_rounding
 from subsecond.compress.awq import AwqOptions, awq_scales, scaled_statistics
-from subsecond.compress.correction import OriginalStream, corrected_weight
+from subsecond.compress.correction import OriginalStream, corrected_weight, original_stream
 from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq_targets
 from subsecond.compress.layer_groups import group_name
 from subsecond.compress.linear_inputs import input_and_loss, writes_stream
@@ -20,7 +21,7 @@ from subsecond.compress.output_error import QuantizationReport
 from subsecond.compress.rounding import GRID_FORMATS, Floats
 from subsecond.compress.row_weights import row_weights, weighted_statistics
 from subsecond.compress.segment_run import SegmentResult
-from subsecond.compress.stage import Decision
+from subsecond.compress.stage import Decision, StageJob
 from subsecond.compress.statistics import InputStatistics
 from subsecond.compress.walk import Visit
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
@@ -59,6 +60,30 @@ class Made:
     decisions: list[Decision] = field(default_factory=list)
 
 
+class RoundingSettings(Protocol):
+    """What the settings of stages that round have in common."""
+
+    @property
+    def method(self) -> str:
+        """One of METHODS."""
+
+    @property
+    def sweeps(self) -> int:
+        """Rounds of coordinate descent after gptq."""
+
+    @property
+    def correction(self) -> float:
+        """Share of what the stream has lost that is given back."""
+
+    @property
+    def steps(self) -> int:
+        """Of learned rounding."""
+
+    @property
+    def seed(self) -> int:
+        """Of learned rounding."""
+
+
 class SegmentQuantizer:
     """One method with its options, for all segments of `graph`."""
 
@@ -79,6 +104,24 @@ class SegmentQuantizer:
         self._correction, self._original = correction, original if correction else None
         self._options = MethodOptions(gptq=GptqOptions(damping, num_sweeps))
         self._rounding = AutoRoundOptions(num_steps=num_steps, num_checks=min(10, num_steps), seed=seed)
+
+    @classmethod
+    def of_stage(
+        cls, job: StageJob, settings: RoundingSettings, *, damping: float = DAMPING, widest: int = WIDEST
+    ) -> SegmentQuantizer:
+        """The one that a stage asks for; it gives back what the stream has lost where its method can."""
+        correction = settings.correction if settings.method in CORRECTED else 0.0
+        return cls(
+            job.checkpoint.graph(),
+            method=settings.method,
+            num_sweeps=settings.sweeps,
+            damping=damping,
+            num_steps=settings.steps,
+            seed=settings.seed,
+            widest=widest,
+            correction=correction,
+            original=original_stream(job, correction),
+        )
 
     def round(
         self, visit: Visit, types: Mapping[str, TensorType], tables: Mapping[str, TensorType] | None = None

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from subsecond.compress.correction import original_stream
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
-from subsecond.compress.segment_quantizer import CORRECTED, CORRECTION, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import CORRECTION, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult
@@ -90,16 +89,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     costs = _costs(groups, options, settings)
     choice = choose_types(groups, options, losses.expected, costs, _budget(groups, costs, settings))
     types = {name: choice.types[group.name] for group in groups for name in group.weights}
-    correction = settings.correction if settings.method in CORRECTED else 0.0
-    quantizer = SegmentQuantizer(
-        graph,
-        method=settings.method,
-        num_sweeps=settings.sweeps,
-        num_steps=settings.steps,
-        seed=settings.seed,
-        correction=correction,
-        original=original_stream(job, correction),
-    )
+    quantizer = SegmentQuantizer.of_stage(job, settings)
 
     def work(visit: Visit) -> SegmentResult:
         missing = {name: TensorType.F16 for name in visit.segment.matrices if name not in types}

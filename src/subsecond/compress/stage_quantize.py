@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from subsecond.compress.correction import original_stream
 from subsecond.compress.methods import choose_type
 from subsecond.compress.segment_quantizer import (
-    CORRECTED,
     CORRECTION,
     DAMPING,
     DATA_FREE,
@@ -37,7 +35,7 @@ class Settings:
     method: str = setting("gptq", "how weights are rounded", choices=METHODS)
     blocks: str = setting(
         "portable",
-        "portable: what Hugging Face checkpoints can hold; gguf: super-blocks too where widths allow them",
+        "portable: what checkpoints hold; gguf: values of super-blocks where widths allow, as half precision",
         choices=("portable", "gguf"),
     )
     reading: str = setting("stored", "how linears of layers are executed", choices=READINGS[:-1])
@@ -82,18 +80,7 @@ def needs_calibration(settings: Settings) -> bool:
 def run(job: StageJob, settings: Settings) -> StageResult:
     """Round every linear of the layers, the head and the table; everything else is taken as it is stored."""
     graph = job.checkpoint.graph()
-    correction = settings.correction if settings.method in CORRECTED else 0.0
-    quantizer = SegmentQuantizer(
-        graph,
-        method=settings.method,
-        num_sweeps=settings.sweeps,
-        damping=settings.damping,
-        num_steps=settings.steps,
-        seed=settings.seed,
-        widest=settings.widest,
-        correction=correction,
-        original=original_stream(job, correction),
-    )
+    quantizer = SegmentQuantizer.of_stage(job, settings, damping=settings.damping, widest=settings.widest)
 
     def work(visit: Visit) -> SegmentResult:
         types = {

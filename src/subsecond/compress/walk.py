@@ -123,8 +123,8 @@ class Visit:
         for index, (rows, step) in enumerate(self.walk.chunks()):
             values = self._begin_values(begin, index, rows)
             with torch.no_grad():
-                for name in names & values.keys() if observer else ():
-                    observer(name, values[name])  # type: ignore[misc]
+                for name in names & values.keys():
+                    passing(name, values[name])
                 run_ops(self.segment.ops[begin:end], values, self.weights, step, kept=to_come, passing=passing)
             if is_kept:
                 found.append({name: value for name, value in values.items() if name in to_come})
