@@ -29,11 +29,12 @@ method = "nearest"
 """
 
 
-def kl_of(capsys: pytest.CaptureFixture[str], model: Path, reference: Path, *flags: str) -> float:
+def figures_of(capsys: pytest.CaptureFixture[str], model: Path, reference: Path, *flags: str) -> tuple[float, float]:
+    """Mean KL and top-1 agreement."""
     arguments = ("--reference", str(reference), "--text", str(TEXT), "--windows", "2", "--window-tokens", "128")
     assert cli.main(["eval", str(model), *arguments, *flags, "--json"]) == 0
-    value: float = json.loads(capsys.readouterr().out)["kl_mean"]["value"]
-    return value
+    found = json.loads(capsys.readouterr().out)
+    return found["kl_mean"]["value"], found["top1_agreement"]["value"]
 
 
 def test_eight_bits_lose_little_and_nested_readings_no_more_than_plain_ones(
@@ -44,11 +45,13 @@ def test_eight_bits_lose_little_and_nested_readings_no_more_than_plain_ones(
     assert cli.main(["compress", str(smollm2_path), *arguments]) == 0
     capsys.readouterr()
     assert open_checkpoint(made).readings == {"default": "int8"}
-    losses = {
-        weights: kl_of(capsys, made, smollm2_path, *(("--weights", weights) if weights != "int8" else ()))
+    figures = {
+        weights: figures_of(capsys, made, smollm2_path, *(("--weights", weights) if weights != "int8" else ()))
         for weights in ("int8", "nested8", "int4", "nested4")
     }
+    losses = {weights: kl for weights, (kl, _) in figures.items()}
     assert 1e-4 < losses["int8"] < 0.015
+    assert figures["int8"][1] > 0.93
     assert losses["nested8"] < 1.1 * losses["int8"]
     assert losses["int8"] < losses["nested4"] < 1.1 * losses["int4"]
 
