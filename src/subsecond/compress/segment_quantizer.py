@@ -40,6 +40,7 @@ CORRECTION, CORRECTION_DAMPING = 0.5, 0.5
 """With 15,360 rows 0.0067 to 0.0070 instead of 0.0081. More correction, or less damping of it, learns text by heart:
 with all of it and a damping of 0.01 0.0148 on other text, 0.0010 on its own (4,096 rows)."""
 ROUTER = "_inp.weight"
+TABLE_BITS = ("4", "5", "8", "16")  # that checkpoints hold
 _ROUNDED = (TensorType.F16, TensorType.Q8_0)  # so little is lost that no method is needed
 _WHY = {
     "gptq": "later inputs make up for the errors of earlier ones",
@@ -338,7 +339,7 @@ def round_table(graph: Graph, visit: Visit, head_bits: int, table_bits: int) -> 
     for name in sorted(wanted & set(visit.weights)):
         bits = max(head_bits * (name in heads), table_bits * (name in tables))
         width = graph.weights[name][-1]
-        blocks = {4: TensorType.Q4_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
+        blocks = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
         found[name] = blocks if width % BLOCK_LAYOUTS[blocks].num_elements == 0 else TensorType.F16
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
-from subsecond.compress.segment_quantizer import CORRECTION, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import CORRECTION, TABLE_BITS, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult
@@ -19,7 +19,7 @@ from subsecond.core.settings import setting, validate
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, TensorType
 from subsecond.formats.whole_file import write_whole
 
-PORTABLE = ("Q4_0", "Q8_0", "F16")
+PORTABLE = ("Q4_0", "Q5_0", "Q8_0", "F16")
 WITH_SUPER_BLOCKS = ("Q4_K", "Q4_0", "Q5_K", "Q5_0", "Q6_K", "Q8_0", "F16")
 PREFILL_ROWS = 128
 _LOSSES = "losses.json"
@@ -46,9 +46,9 @@ class Settings:
         is_minimum_excluded=True,
     )
     measured_windows: int = setting(4, "of the held-out windows, those to measure with", minimum=1, maximum=1000)
-    head_bits: str = setting("8", "bits of the output head", choices=("4", "8", "16"))
+    head_bits: str = setting("8", "bits of the output head", choices=TABLE_BITS)
     table_bits: str = setting(
-        "8", "bits of the embedding table; a tied head has the more of both", choices=("4", "8", "16")
+        "8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS
     )
     method: str = setting("gptq", "how weights are rounded", choices=("gptq", "search", "autoround"))
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)

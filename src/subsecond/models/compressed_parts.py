@@ -1,7 +1,7 @@
 """A stored weight as the parts that compressed-tensors has for it; whether it is to have them is the caller's choice.
 
-The layouts are those that `hf_quantized` reads: "pack-quantized" with codes of 4 or 8 bits in words of 32, the first
-code lowest, and "int-quantized" with rows of int8. Scales and zeros of groups of 32 inputs are exact.
+The layouts are those that `hf_quantized` reads: "pack-quantized" with codes of 4, 5 or 8 bits as `packed_codes` has
+them, and "int-quantized" with rows of int8. Scales and zeros of groups of 32 inputs are exact.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from subsecond.core.errors import FormatError
 from subsecond.formats.gguf_types import BLOCK_LAYOUTS, CHUNK_ELEMENTS, TensorType, dequantize
+from subsecond.models.packed_codes import pack_codes
 from subsecond.models.weights import StoredTensor
 
 GROUP_SIZE = 32
 PLAIN_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
 BYTE_TYPES = (TensorType.Q5_0, TensorType.IQ4_NL)
+_PACKED_TYPES = (TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q8_0)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -72,17 +74,20 @@ Parts = Mapping[str, Part]
 def pack(tensor: StoredTensor) -> tuple[PackScheme, Parts] | None:
     """The parts of a quantized matrix by name, and their scheme; None for a type that compressed-tensors cannot say.
 
-    That is every type but Q4_0, Q8_0, those that `as_q8_0` knows, and Q4_1 where each minimum is minus an integer of 0
-    to 15 times the scale.
+    That is every type but Q4_0, Q5_0, Q8_0, IQ4_NL as `as_q8_0` has it, and Q4_1 where each minimum is minus an integer
+    of 0 to 15 times the scale.
     """
-    tensor = as_q8_0(tensor)
-    if tensor.type not in (TensorType.Q4_0, TensorType.Q4_1, TensorType.Q8_0) or len(tensor.shape) != 2:
+    if tensor.type is not TensorType.Q5_0:
+        tensor = as_q8_0(tensor)
+    if tensor.type not in _PACKED_TYPES or len(tensor.shape) != 2:
         return None
     outputs, inputs = tensor.shape
     blocks = tensor.raw.reshape(outputs, inputs // GROUP_SIZE, BLOCK_LAYOUTS[tensor.type].num_bytes)
     scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
     if tensor.type is TensorType.Q8_0:
         return _pack_bytes(blocks, scales)
+    if tensor.type is TensorType.Q5_0:
+        return PackScheme("pack-quantized", 5), _parts(_five_bit_codes(blocks), scales, num_bits=5)
     zeros = None
     if tensor.type is TensorType.Q4_1:
         zeros = _integer_zeros(scales, np.ascontiguousarray(blocks[..., 2:4]).view("<f2")[..., 0])
@@ -95,7 +100,7 @@ def pack(tensor: StoredTensor) -> tuple[PackScheme, Parts] | None:
         return PackScheme("pack-quantized", 4), parts
     padded = np.zeros((-(-outputs // 8) * 8, zeros.shape[1]), np.uint8)
     padded[:outputs] = zeros
-    words = np.ascontiguousarray(_words(np.ascontiguousarray(padded.T), 4).T)
+    words = np.ascontiguousarray(pack_codes(padded.T, 4).view("<u4").T)
     parts["weight_zero_point"] = Part("I32", words.shape, _bytes(words))
     return PackScheme("pack-quantized", 4, is_symmetric=False), parts
 
@@ -169,7 +174,7 @@ def _pack_bytes(blocks: NDArray[np.uint8], scales: NDArray[np.float16]) -> tuple
 
 
 def _parts(codes: NDArray[np.uint8], scales: NDArray[np.float16], *, num_bits: int) -> dict[str, Part]:
-    words = _words(codes, num_bits)
+    words = pack_codes(codes, num_bits).view("<u4")
     shape = np.array(codes.shape, "<i8")
     return {
         "weight_packed": Part("I32", words.shape, _bytes(words)),
@@ -178,11 +183,12 @@ def _parts(codes: NDArray[np.uint8], scales: NDArray[np.float16], *, num_bits: i
     }
 
 
-def _words(codes: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint32]:
-    """Codes [rows, columns] in words along the columns, the first lowest."""
-    if num_bits == 4:
-        codes = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
-    return np.ascontiguousarray(codes).view("<u4")
+def _five_bit_codes(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The codes of Q5_0 blocks [outputs, groups, 22]: low nibbles behind the word of their fifth bits."""
+    high = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little") << np.uint8(4)
+    nibbles = blocks[..., 6:]
+    codes = np.concatenate([nibbles & np.uint8(15), nibbles >> np.uint8(4)], axis=-1) | high
+    return codes.reshape(len(blocks), -1)
 
 
 def _integer_zeros(scales: NDArray[np.float16], minimums: NDArray[np.float16]) -> NDArray[np.uint8] | None:

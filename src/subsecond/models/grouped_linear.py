@@ -1,9 +1,9 @@
 """A weight of integers with a scale and a zero for each group of inputs, given as blocks that kernels know.
 
-Which block type: Q4_0 for four bits around 8 and Q8_0 for eight bits around 128, both exact up to the rounding of the
+Which block type: Q4_0, Q5_0 or Q8_0 for four, five or eight bits around 8, 16 or 128, exact up to the rounding of the
 scale to float16 (none for scales that are stored as float16); Q4_1 for four bits around other zeros, where the minimum
 -scale * zero is rounded to float16 too. Where a block cannot hold the weight, because its inputs are grouped out of
-order, its groups are no multiple of 32 inputs, or eight bits have another zero, it is decoded to float16; and to
+order, its groups are no multiple of 32 inputs, or five or eight bits have another zero, it is decoded to float16; and to
 float32 where float16 would lose more than its usual rounding, because scales are too small or too large.
 """
 
@@ -24,13 +24,14 @@ Floats = NDArray[np.float32]
 _BLOCK = 32
 _CHUNK_ELEMENTS = 1 << 20
 _HALF = np.finfo(np.float16)
+_CENTRED = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}
 
 
 class GroupedLinear:
     """weight[n, k] = scales[n, group of k] * (code[n, k] - zero[n, group of k]), read when asked for.
 
     shape        (outputs n, inputs k); outputs are read in multiples of 8
-    num_bits     of a code, 4 or 8
+    num_bits     of a code, 4, 5 or 8
     group_size   inputs of a group, where they are grouped in order
     read_codes   codes uint8 [end - start, inputs] of the outputs [start, end)
     read_scales  float32 [outputs, groups]
@@ -66,9 +67,9 @@ class GroupedLinear:
         if not has_blocks or self._order() is not None:
             return TensorType.F16
         is_centred = self._zeros is None or bool((self._zeros() == 2 ** (self._num_bits - 1)).all())
-        if self._num_bits == 8:
-            return TensorType.Q8_0 if is_centred else TensorType.F16
-        return TensorType.Q4_0 if is_centred else TensorType.Q4_1
+        if is_centred:
+            return _CENTRED[self._num_bits]
+        return TensorType.Q4_1 if self._num_bits == 4 else TensorType.F16
 
     def raw(self) -> NDArray[np.uint8]:
         """The weight in its type, row after row."""
@@ -104,8 +105,10 @@ class GroupedLinear:
         if self.type is TensorType.Q8_0:
             parts.append(codes ^ np.uint8(128))  # as two's complement, that takes 128 away
         else:
-            half = _BLOCK // 2
-            parts.append(codes[..., :half] | (codes[..., half:] << np.uint8(4)))
+            if self.type is TensorType.Q5_0:
+                parts.append(np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little"))
+            half, low = _BLOCK // 2, codes & np.uint8(15)
+            parts.append(low[..., :half] | (low[..., half:] << np.uint8(4)))
         return np.concatenate(parts, axis=-1).reshape(outputs, -1)
 
     def _per_block(self, values: Floats) -> Codes:

@@ -21,11 +21,12 @@ from subsecond.formats.gguf_types import TensorType, dequantize
 from subsecond.formats.json_file import read_json_object
 from subsecond.formats.safetensors import Safetensors
 from subsecond.models.grouped_linear import Codes, Floats, GroupedLinear
+from subsecond.models.packed_codes import PACKED_BITS, unpack_codes
 
 _GPTQ_FILE = "quantize_config.json"
 _SUPPORTED = (
     "supported are GPTQ (4 bits, formats gptq and gptq_v2), AWQ (4 bits, gemm) and compressed-tensors "
-    "(pack-quantized with 4 or 8 bits, int-quantized and naive-quantized with integers of at most 8 bits, and "
+    "(pack-quantized with 4, 5 or 8 bits, int-quantized and naive-quantized with integers of at most 8 bits, and "
     "mixed-precision of these)"
 )
 _WHERE = "quantization_config"
@@ -223,7 +224,7 @@ def _read_group(group: object, form: object) -> tuple[Layout, int]:
     if layout is None:
         raise _unsupported(f"a group of the compressed-tensors format {shorten(form)}")
     kind, bits, strategy = weights.get("type", "int"), weights.get("num_bits"), weights.get("strategy")
-    allowed = (4, 8) if layout == "packed" else (8, 7, 6, 5, 4)
+    allowed = PACKED_BITS if layout == "packed" else (8, 7, 6, 5, 4)
     if kind != "int" or type(bits) is not int or bits not in allowed or strategy not in ("group", "channel", "tensor"):
         shown = f"{str(kind)[:20]} of {str(bits)[:20]} bits by {str(strategy)[:20]}"
         raise _unsupported(f"the compressed-tensors format {form} with {shown}")
@@ -337,11 +338,12 @@ def _awq(scheme: WordScheme, reader: _PartReader) -> GroupedLinear:
 
 
 def _compressed(bits: int, reader: _PartReader, *, is_packed: bool) -> GroupedLinear:
-    """Rows of int8, or of words with the first code lowest; scales [outputs, groups], [outputs] or one for all."""
+    """Rows of int8, or of words of packed codes; scales [outputs, groups], [outputs] or one for all."""
     part = "weight_packed" if is_packed else "weight"
     outputs, columns = _two(reader, part)
-    per_word = 32 // bits
-    inputs = columns * per_word if is_packed else columns
+    inputs = columns * 32 // bits if is_packed else columns
+    if is_packed and columns * 32 % bits:
+        raise UnsupportedError(f"{columns} words for an output are not filled by codes of {bits} bits; that is not read")
     reader.check(part, ("I32",) if is_packed else ("I8",), (outputs, columns))
     given = reader.shape("weight_scale")
     num_groups = given[1] if len(given) == 2 else 1
@@ -352,14 +354,14 @@ def _compressed(bits: int, reader: _PartReader, *, is_packed: bool) -> GroupedLi
         reader.check("weight_shape", ("I64", "I32"), (2,))
         stored = tuple(reader.integers("weight_shape").tolist())
         if stored != (outputs, inputs):
-            raise UnsupportedError(f"a packed weight of shape {stored} fills its words only in part; that is not read")
+            raise UnsupportedError(
+                f"a packed weight of shape {stored} has words for ({outputs}, {inputs}); words with gaps are not read"
+            )
 
     def codes(start: int, end: int) -> Codes:
         if not is_packed:
             return reader.integers("weight")[start:end].view(np.uint8) ^ np.uint8(128)
-        if bits == 8:
-            return np.ascontiguousarray(reader.words("weight_packed")[start:end]).view(np.uint8)
-        return _nibbles(reader.words("weight_packed")[start:end]).reshape(end - start, inputs)
+        return unpack_codes(np.ascontiguousarray(reader.words("weight_packed")[start:end]).view(np.uint8), bits)
 
     def spread(values: Floats) -> Floats:
         return np.broadcast_to(values.reshape(-1, num_groups), (outputs, num_groups))
@@ -390,13 +392,13 @@ def _compressed_zeros(
     if reader.dtype(part) == "I8":
         reader.check(part, ("I8",), scale_shape)
         return lambda: spread(reader.integers(part).astype(np.float32) + half)
-    per_word = 32 // bits
     num_groups = scale_shape[1] if len(scale_shape) == 2 else 1
-    reader.check(part, ("I32",), (-(-outputs // per_word), num_groups))
+    num_words = -(-outputs * bits // 32)
+    reader.check(part, ("I32",), (num_words, num_groups))
 
     def unpack() -> Floats:
-        words = np.ascontiguousarray(reader.words(part).T)
-        codes = words.view(np.uint8) if bits == 8 else _nibbles(words).reshape(num_groups, -1)
-        return codes[:, :outputs].T.astype(np.float32)
+        whole = np.zeros((num_groups, -(-num_words // bits) * bits), "<u4")
+        whole[:, :num_words] = reader.words(part).T
+        return unpack_codes(whole.view(np.uint8), bits)[:, :outputs].T.astype(np.float32)
 
     return unpack

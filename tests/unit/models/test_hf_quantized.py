@@ -163,7 +163,7 @@ def compressed_config(form: str, **weights: object) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}}
 
 
-@pytest.mark.parametrize(("form", "bits"), [("pack-quantized", 4), ("pack-quantized", 8), ("int-quantized", 8)])
+@pytest.mark.parametrize(("form", "bits"), [("pack-quantized", 4), ("pack-quantized", 5), ("pack-quantized", 8), ("int-quantized", 8)])
 @pytest.mark.parametrize("strategy", ["group", "channel"])
 @pytest.mark.parametrize("is_symmetric", [True, False])
 def test_compressed_tensors(tmp_path: Path, bits: int, strategy: str, is_symmetric: bool, form: str) -> None:
@@ -188,10 +188,26 @@ def test_compressed_tensors(tmp_path: Path, bits: int, strategy: str, is_symmetr
     parts["weight_scale"] = scales  # as checkpoints have it
     content = compressed_config(form, num_bits=bits, symmetric=is_symmetric, strategy=strategy)
     linear = open_linear(tmp_path, content, parts)
-    kinds = {4: (TensorType.Q4_1, TensorType.Q4_0), 8: (TensorType.F16, TensorType.Q8_0)}
+    plain = TensorType.F16
+    kinds = {4: (TensorType.Q4_1, TensorType.Q4_0), 5: (plain, TensorType.Q5_0), 8: (plain, TensorType.Q8_0)}
     assert linear.type is kinds[bits][is_symmetric]
     error = 0.0 if is_symmetric else float(scales.max()) * 2**bits * 2**-11
     assert np.abs(decode(linear) - wanted).max() <= error
+
+
+def test_words_with_gaps_are_refused(tmp_path: Path) -> None:
+    scales = np.ones((OUTPUTS, INPUTS // GROUP), np.float16)
+    content = compressed_config("pack-quantized", num_bits=5)
+    with_gaps = np.zeros((OUTPUTS, -(-INPUTS // 6)), np.int32)  # six codes a word, as older releases have it
+    with pytest.raises(UnsupportedError, match="22 words for an output are not filled by codes of 5 bits"):
+        open_linear(tmp_path, content, {"weight_packed": with_gaps, "weight_scale": scales})
+    parts = {
+        "weight_packed": np.zeros((OUTPUTS, 25), np.int32),
+        "weight_scale": np.ones((OUTPUTS, 1), np.float16),
+        "weight_shape": np.array((OUTPUTS, 150), np.int64),
+    }
+    with pytest.raises(UnsupportedError, match=r"shape \(24, 150\) has words for \(24, 160\)"):
+        open_linear(tmp_path, content, parts)
 
 
 def test_groups_of_compressed_tensors_out_of_order(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -49,7 +49,7 @@ def assert_equal_weights(found: Checkpoint, wanted: Mapping[str, StoredTensor], 
         assert np.array_equal(found.weights.raw(name), tensor.raw), name
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "F16", "BF16", "F32"])
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q5_0", "Q8_0", "F16", "BF16", "F32"])
 def test_every_type_reads_back_bit_for_bit(tmp_path: Path, type_name: str) -> None:
     source = open_small(tmp_path, all_of(type_name), is_tied=False)
     found = copy(source, tmp_path / "out")
@@ -82,12 +82,12 @@ def test_the_same_logits_in_another_row_order(tmp_path: Path) -> None:
     assert np.abs(logits_of(found, ids) - logits_of(source, ids)).max() < 1e-5
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("family", "rule"), [("llama", mixed), ("qwen2", mixed), ("llama", all_of("Q5_0"))])
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_transformers_computes_the_same(tmp_path: Path, family: str, is_tied: bool) -> None:
+def test_transformers_computes_the_same(tmp_path: Path, family: str, rule: TypeRule, is_tied: bool) -> None:
     pairing = "interleaved" if family == "llama" else "half"
-    source = open_small(tmp_path, is_tied=is_tied, family=family, rope_pairing=pairing)
-    found = copy(source, tmp_path / "out")
+    source = open_small(tmp_path, rule, is_tied=is_tied, family=family, rope_pairing=pairing)
+    found = copy(source, tmp_path / "out", has_plain_tables=rule is not mixed)
     ids = source.tokenizer.encode(TEXT)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
@@ -133,11 +133,17 @@ def test_a_minimum_that_is_a_multiple_of_the_scale_stays(tmp_path: Path, caplog:
 
 
 def test_codes_that_fit_a_byte_stay_exact(tmp_path: Path) -> None:
-    source = open_small(tmp_path, all_of("Q5_0"))
-    found = copy(source, tmp_path / "out")
-    assert found.weights.type_of("blk.0.ffn_up.weight") is TensorType.Q8_0
-    wanted = source.weights.dequantize("blk.0.ffn_up.weight")
-    assert np.array_equal(found.weights.dequantize("blk.0.ffn_up.weight"), wanted)
+    source = open_small(tmp_path)
+    rng = np.random.default_rng(8)
+    blocks = rng.integers(0, 256, (SMALL.width * SMALL.ff_width // 32, 18), np.uint8)
+    blocks[:, :2] = rng.uniform(0.01, 0.02, len(blocks)).astype(np.float16)[:, None].view(np.uint8)
+    table = StoredTensor(TensorType.IQ4_NL, (SMALL.ff_width, SMALL.width), blocks.reshape(-1))
+    with CheckpointWriter(tmp_path / "out", source) as sink:
+        for name, tensor in tensors_of(SMALL, mixed).items():
+            sink.put(name, table if name == "blk.0.ffn_up.weight" else tensor)
+    weights = open_checkpoint(tmp_path / "out").weights
+    assert weights.type_of("blk.0.ffn_up.weight") is TensorType.Q8_0
+    assert np.array_equal(weights.dequantize("blk.0.ffn_up.weight"), table.dequantize())
 
 
 def test_one_scale_for_a_row_becomes_a_channel(tmp_path: Path) -> None:
