@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,27 +11,34 @@ from torch import Tensor
 from subsecond.backends.batch import Int32
 from subsecond.compress.gram_matrix import DAMPING, checked_gram, checked_weight, factor
 from subsecond.compress.linear_inputs import input_and_loss, statistics_of, writes_stream
-from subsecond.compress.stage import StageJob
+from subsecond.compress.plain_weights import as_half
+from subsecond.compress.refit import output_error
+from subsecond.compress.segment_run import SegmentResult
+from subsecond.compress.stage import Decision, StageJob
 from subsecond.compress.statistics import Floats, InputStatistics
 from subsecond.compress.walk import Visit, Walk
 from subsecond.core.errors import InputError
 from subsecond.graph.graph import Graph
+from subsecond.graph.ops import Linear
 from subsecond.models.weights import WeightSource
 
 
 class OriginalStream:
     """The residual stream of the original model on the same windows, segment by segment, beside a walk that changes it.
 
-    A run that goes on in the middle computes what was before anew.
+    A run that goes on in the middle computes what was before anew. `places` are the numbers of the original's segments
+    by those of a walk through a model that has fewer.
     """
 
-    def __init__(self, graph: Graph, source: WeightSource, windows: Int32) -> None:
+    def __init__(self, graph: Graph, source: WeightSource, windows: Int32, places: Sequence[int] | None = None) -> None:
         self._walk = Walk(graph, source, windows)
+        self._places = places
         self._visits: Iterator[Visit] = self._walk.visits()
         self._index = -1
 
     def after(self, index: int) -> Tensor:
-        """The output of segment number `index`, float32 [rows, width]; numbers may only rise."""
+        """The output of segment number `index` of the walk, float32 [rows, width]; numbers may only rise."""
+        index = self._places[index] if self._places else index
         assert index >= self._index, "the stream has gone on"
         while self._index < index:
             visit = next(self._visits)
@@ -79,3 +86,20 @@ def input_and_target(
         return statistics_of(visit, weight), value
     statistics, cross = input_and_loss(visit, weight, original.after(visit.index))
     return statistics, corrected_weight(value, statistics.gram, cross, strength, damping)
+
+
+def correct_writers(visit: Visit, original: OriginalStream, strength: float, damping: float) -> SegmentResult:
+    """Fit the linears of a segment that write to the residual stream so that they give back what it has lost."""
+    tensors, decisions = {}, []
+    for op in visit.segment.ops:
+        if not isinstance(op, Linear) or any(op.biases) or not writes_stream(visit.segment, op.weights[0]):
+            continue
+        (name,) = op.weights
+        before = visit.weights[name].numpy()
+        statistics, target = input_and_target(visit, name, original, strength, damping)
+        tensors[name] = as_half(target)
+        visit.weights[name] = torch.from_numpy(tensors[name].dequantize())
+        figures = {"relative_change": float(np.sqrt(output_error(before, target, statistics.gram)))}
+        why = "it gives back a part of what the residual stream has lost before it"
+        decisions.append(Decision(name, "fitted", why, figures))
+    return SegmentResult(tensors, tuple(decisions))

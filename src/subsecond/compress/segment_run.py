@@ -19,7 +19,7 @@ from subsecond.formats.safetensors import Safetensors
 from subsecond.formats.safetensors_writer import SafetensorsWriter
 from subsecond.formats.whole_folder import write_folder
 from subsecond.graph.graph import Graph
-from subsecond.models.weights import StoredTensor
+from subsecond.models.weights import StoredTensor, WeightSource, stored_tensor
 
 _NOTES = "segment.json"
 
@@ -32,16 +32,22 @@ class SegmentResult:
     decisions: tuple[Decision, ...] = ()
 
 
-def run_segments(job: StageJob, work: Callable[[Visit], SegmentResult], graph: Graph | None = None) -> list[Decision]:
+def run_segments(
+    job: StageJob,
+    work: Callable[[Visit], SegmentResult],
+    graph: Graph | None = None,
+    weights: WeightSource | None = None,
+) -> list[Decision]:
     """Let `work` change every segment in order, and put all weights of the model into the sink.
 
     `work` sees inputs that earlier segments, already changed, give; what it leaves in `visit.weights` is what later
-    ones see. Weights that it does not name are taken as they are stored. `graph` is the checkpoint's where not given.
+    ones see. Weights that it does not name are taken as they are stored. `graph` and `weights` are the checkpoint's
+    where not given.
     """
-    checkpoint = job.checkpoint
-    graph = graph or checkpoint.graph()
+    graph = graph or job.checkpoint.graph()
+    weights = weights or job.checkpoint.weights
     store = _Store(job.folder)
-    walk = Walk(graph, checkpoint.weights, job.calibration.windows)
+    walk = Walk(graph, weights, job.calibration.windows)
     num_done, states = store.resume()
     done: dict[str, None] = {}
     for visit in walk.visits(num_done, states):
@@ -58,14 +64,13 @@ def run_segments(job: StageJob, work: Callable[[Visit], SegmentResult], graph: G
         decisions += store.decisions(index)
     for name in graph.weights:
         if name not in done:
-            job.sink.put(name, as_stored(job, name))
+            job.sink.put(name, stored_tensor(weights, name))
     return decisions
 
 
 def as_stored(job: StageJob, name: str) -> StoredTensor:
     """A weight of the checkpoint as it is."""
-    source = job.checkpoint.weights
-    return StoredTensor(source.type_of(name), source.shapes[name], source.raw(name))
+    return stored_tensor(job.checkpoint.weights, name)
 
 
 class _Store:

@@ -9,6 +9,7 @@ from statistics import median
 
 from subsecond.backends import native
 from subsecond.backends.native import NativeBackend
+from subsecond.backends.protocol import Backend
 from subsecond.engine.local import LocalEngine
 from subsecond.engine.request import Request, SamplingParams
 from subsecond.models.checkpoint import Checkpoint
@@ -40,14 +41,14 @@ def time_side_by_side(checkpoints: Mapping[str, Checkpoint], prompt_ids: Sequenc
             backends[name] = native.load(checkpoint, context_tokens=2 * (PROMPT_TOKENS + ANSWER_TOKENS))
         for _ in range(ROUNDS + 1):
             for name, backend in backends.items():
-                found[name].append(_ask(backend, tuple(prompt_ids[:PROMPT_TOKENS])))
+                found[name].append(ask(backend, tuple(prompt_ids[:PROMPT_TOKENS])))
     finally:
         for backend in backends.values():
             backend.close()
     return {name: _speed(times[1:]) for name, times in found.items()}
 
 
-def _ask(backend: NativeBackend, prompt_ids: tuple[int, ...]) -> tuple[float, float]:
+def ask(backend: Backend, prompt_ids: tuple[int, ...]) -> tuple[float, float]:
     """Milliseconds to the first token and between further ones."""
     length = len(prompt_ids) + ANSWER_TOKENS
     engine = LocalEngine(backend, context_length=length, prefix_cache=False)

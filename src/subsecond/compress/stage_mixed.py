@@ -47,9 +47,7 @@ class Settings:
     )
     measured_windows: int = setting(4, "of the held-out windows, those to measure with", minimum=1, maximum=1000)
     head_bits: str = setting("8", "bits of the output head", choices=TABLE_BITS)
-    table_bits: str = setting(
-        "8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS
-    )
+    table_bits: str = setting("8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS)
     method: str = setting("gptq", "how weights are rounded", choices=("gptq", "search", "autoround"))
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
     correction: float = setting(

@@ -1,4 +1,4 @@
-"""The stage that leaves out whole layers, those without which the model moves least, as measured."""
+"""The stage that leaves out whole layers, those without which the model moves least, and fits what comes after them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from subsecond.compress.correction import OriginalStream, correct_writers
 from subsecond.compress.layer_removal import LayerRemoval
-from subsecond.compress.prune_depth import Removal, choose_layers, renumbered, without_layers
-from subsecond.compress.segment_run import as_stored
+from subsecond.compress.prune_depth import Removal, choose_layers, layer_of, renumbered, without_layers
+from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult
+from subsecond.compress.walk import Visit
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
 from subsecond.formats.whole_file import write_whole
+from subsecond.graph.segments import segments
+from subsecond.models.families.registry import build_graph
+from subsecond.models.weights import RenamedWeights, WeightSource, stored_tensor
 
 _CHOICE = "choice.json"
 
@@ -26,6 +31,11 @@ class Settings:
         8, "layers of least influence whose divergence is measured before one leaves", minimum=1, maximum=1024
     )
     windows: int = setting(8, "calibration windows that divergence is measured on", minimum=1, maximum=1024)
+    refit: bool = setting(True, "fit what writes to the residual stream after a removed layer to make up for it")
+    correction: float = setting(
+        1.0, "part of what the stream has lost that the fitted linears give back", minimum=0.0, maximum=1.0
+    )
+    damping: float = setting(0.1, "of the fit, of the mean square input", minimum=0.0, is_minimum_excluded=True)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -37,7 +47,7 @@ def needs_calibration(settings: Settings) -> bool:  # noqa: ARG001
 
 
 def run(job: StageJob, settings: Settings) -> StageResult:
-    """Write the model with fewer layers, all weights as they were stored.
+    """Write the model with fewer layers; weights that are not fitted stay as they were stored.
 
     Raises:
         InputError: rounding leaves all layers, or more would have to go than are not protected.
@@ -68,13 +78,31 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     readings = {place: way for name, way in job.sink.readings.items() if (place := renumbered(name, gone))}
     job.sink.readings.clear()
     job.sink.readings.update(readings)
-    for index, name in enumerate(graph.weights):
-        job.progress("writing", index, len(graph.weights))
-        place = renumbered(name, gone)
-        if place is not None:
-            job.sink.put(place, as_stored(job, name))
-            checkpoint.weights.release()
-    return _result(removals, influence)
+    names = {place: name for name in graph.weights if (place := renumbered(name, gone))}
+    weights = RenamedWeights(checkpoint.weights, names)
+    if settings.refit and settings.correction:
+        return _result(removals, influence, _refit(job, settings, weights, gone))
+    for index, name in enumerate(weights.shapes):
+        job.progress("writing", index, len(names))
+        job.sink.put(name, stored_tensor(weights, name))
+        weights.release()
+    return _result(removals, influence, [])
+
+
+def _refit(job: StageJob, settings: Settings, weights: WeightSource, gone: Sequence[int]) -> list[Decision]:
+    """Write the model without the layers `gone`, the linears behind them fitted to the stream of the whole model."""
+    whole, graph = job.checkpoint.graph(), build_graph(job.sink.config, weights.shapes)
+    parts = [segment for segment in segments(whole) if layer_of(segment.name) not in gone]
+    numbers = {segment.name: number for number, segment in enumerate(segments(whole))}
+    places = [numbers[segment.name] for segment in parts]
+    original = OriginalStream(whole, job.checkpoint.weights, job.calibration.windows, places)
+
+    def work(visit: Visit) -> SegmentResult:
+        if places[visit.index] == visit.index:
+            return SegmentResult({})  # nothing is lost yet
+        return correct_writers(visit, original, settings.correction, settings.damping)
+
+    return run_segments(job, work, graph, weights)
 
 
 def _read(job: StageJob) -> dict[str, list[float]]:
@@ -84,7 +112,7 @@ def _read(job: StageJob) -> dict[str, list[float]]:
     return found
 
 
-def _result(removals: Sequence[Removal], influence: Sequence[float]) -> StageResult:
+def _result(removals: Sequence[Removal], influence: Sequence[float], fitted: Sequence[Decision]) -> StageResult:
     decisions = [
         Decision(
             f"blk.{each.layer}",
@@ -102,4 +130,4 @@ def _result(removals: Sequence[Removal], influence: Sequence[float]) -> StageRes
         for layer, kl in last.tried
         if layer != last.layer
     ]
-    return StageResult(tuple(decisions), tuple(rejections))
+    return StageResult((*decisions, *fitted), tuple(rejections))

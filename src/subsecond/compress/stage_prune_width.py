@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from subsecond.compress import importance
-from subsecond.compress.correction import OriginalStream, input_and_target, original_stream
+from subsecond.compress.correction import OriginalStream, correct_writers, input_and_target, original_stream
 from subsecond.compress.plain_weights import as_half, keep_rows, widened
 from subsecond.compress.prune_width import FeedForward, keep_neurons
 from subsecond.compress.segment_run import SegmentResult, as_stored, run_segments
@@ -60,10 +60,12 @@ def run(job: StageJob, settings: Settings) -> StageResult:
 def prune(
     job: StageJob, settings: Settings, width: int, original: OriginalStream | None, visit: Visit
 ) -> SegmentResult:
-    """Make the feed-forward part of a segment `width` neurons wide; other segments stay as they are."""
+    """Make the feed-forward part of a segment `width` neurons wide; others only give back what the stream has lost."""
     down = next((name for name in visit.segment.weights if name.endswith(".ffn_down.weight")), None)
     if down is None:
-        return SegmentResult({})
+        if original is None:
+            return SegmentResult({})
+        return correct_writers(visit, original, settings.correction, settings.damping)
     blk = down.removesuffix(".ffn_down.weight")
     names = {kind: f"{blk}.ffn_{kind}" for kind in ("gate", "up", "down")}
     statistics, target = input_and_target(visit, down, original, settings.correction, settings.damping)

@@ -41,9 +41,7 @@ class Settings:
     )
     reading: str = setting("stored", "how linears of layers are executed", choices=READINGS[:-1])
     head_bits: str = setting("8", "bits of the output head", choices=TABLE_BITS)
-    table_bits: str = setting(
-        "8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS
-    )
+    table_bits: str = setting("8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS)
     forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
     damping: float = setting(DAMPING, "of the Gram matrix, for gptq", minimum=0, maximum=1, is_minimum_excluded=True)

@@ -25,6 +25,7 @@ from subsecond.compress.restricted_reference import RestrictedReference
 from subsecond.compress.speed import PROMPT_TOKENS, time_side_by_side
 from subsecond.compress.stage import Calibration, Progress, StageJob, StageResult
 from subsecond.compress.stage_trim_vocabulary import kept_tokens
+from subsecond.core.errors import InputError
 from subsecond.formats.safetensors import Safetensors
 from subsecond.formats.safetensors_writer import SafetensorsWriter
 from subsecond.formats.whole_file import write_whole
@@ -120,7 +121,11 @@ class Work:
             "program": version("subsecond"),
             "model": self.original.source_sha256,
             "recipe": self.order.recipe.to_json(),
-            "texts": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.order.texts],
+            "texts": [_text_digest(path) for path in self.order.texts],
+            "stage_texts": [
+                [_text_digest(Path(text)) for text in getattr(stage.settings, "texts", ())]
+                for stage in self.order.recipe.stages
+            ],
             "num_eval_windows": self.order.num_eval_windows,
         }
 
@@ -238,6 +243,13 @@ def renumbered(calibration: Calibration, before: Checkpoint, after: Checkpoint) 
         np.searchsorted(kept, each).astype(np.int32) for each in (calibration.windows, calibration.held_out)
     )
     return Calibration(windows, held_out, calibration.source)
+
+
+def _text_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give a text file in UTF-8") from None
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:

@@ -187,7 +187,7 @@ def _five_bit_codes(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The codes of Q5_0 blocks [outputs, groups, 22]: low nibbles behind the word of their fifth bits."""
     high = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little") << np.uint8(4)
     nibbles = blocks[..., 6:]
-    codes = np.concatenate([nibbles & np.uint8(15), nibbles >> np.uint8(4)], axis=-1) | high
+    codes: NDArray[np.uint8] = np.concatenate([nibbles & np.uint8(15), nibbles >> np.uint8(4)], axis=-1) | high
     return codes.reshape(len(blocks), -1)
 
 

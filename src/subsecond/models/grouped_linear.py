@@ -3,8 +3,8 @@
 Which block type: Q4_0, Q5_0 or Q8_0 for four, five or eight bits around 8, 16 or 128, exact up to the rounding of the
 scale to float16 (none for scales that are stored as float16); Q4_1 for four bits around other zeros, where the minimum
 -scale * zero is rounded to float16 too. Where a block cannot hold the weight, because its inputs are grouped out of
-order, its groups are no multiple of 32 inputs, or five or eight bits have another zero, it is decoded to float16; and to
-float32 where float16 would lose more than its usual rounding, because scales are too small or too large.
+order, its groups are no multiple of 32 inputs, or five or eight bits have another zero, it is decoded to float16; and
+to float32 where float16 would lose more than its usual rounding, because scales are too small or too large.
 """
 
 from __future__ import annotations

@@ -343,7 +343,9 @@ def _compressed(bits: int, reader: _PartReader, *, is_packed: bool) -> GroupedLi
     outputs, columns = _two(reader, part)
     inputs = columns * 32 // bits if is_packed else columns
     if is_packed and columns * 32 % bits:
-        raise UnsupportedError(f"{columns} words for an output are not filled by codes of {bits} bits; that is not read")
+        raise UnsupportedError(
+            f"{columns} words for an output are not filled by codes of {bits} bits; that is not read"
+        )
     reader.check(part, ("I32",) if is_packed else ("I8",), (outputs, columns))
     given = reader.shape("weight_scale")
     num_groups = given[1] if len(given) == 2 else 1

@@ -1,7 +1,7 @@
 """Codes of four to eight bits side by side without gaps, as compressed-tensors packs them; knows no scales.
 
-Code i of a row begins at bit i * bits of it, lowest bit first, across the borders of bytes and words (compressed-tensors
-0.20, `pack_to_int32`). Earlier releases left gaps where the bits do not divide 32; those have another number of words.
+Code i of a row begins at bit i * bits of it, lowest bit first, across the borders of bytes and words: `pack_to_int32`
+of compressed-tensors 0.20. Earlier releases left gaps where bits do not divide 32; those have more words.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def unpack_codes(packed: Bytes, num_bits: int) -> Bytes:
 
 
 def _overlaps(num_bits: int) -> Iterator[tuple[int, int, int]]:
-    """Code, byte, and how far right the byte has to be shifted so that their common bits are where the code has them."""
+    """Code, byte, and how far right to shift the byte so that their common bits are where the code has them."""
     for code in range(_TOGETHER):
         for byte in range(num_bits):
             shift = code * num_bits - 8 * byte

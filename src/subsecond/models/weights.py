@@ -83,6 +83,45 @@ class StoredTensor:
         return dequantize(self.type, self.raw, self.shape)
 
 
+def stored_tensor(source: WeightSource, name: str) -> StoredTensor:
+    """A weight as its source stores it."""
+    return StoredTensor(source.type_of(name), source.shapes[name], source.raw(name))
+
+
+class RenamedWeights:
+    """Some weights of a source under other names; `names` gives the source's for each. Implements `WeightSource`."""
+
+    def __init__(self, source: WeightSource, names: Mapping[str, str]) -> None:
+        self._source, self._names = source, names
+        self._shapes = MappingProxyType({name: source.shapes[theirs] for name, theirs in names.items()})
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every weight."""
+        return self._shapes
+
+    def type_of(self, name: str) -> TensorType:
+        """How the weight is stored."""
+        return self._source.type_of(self._find(name))
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of the weight."""
+        return self._source.raw(self._find(name))
+
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """The weight as float32 in its shape."""
+        return self._source.dequantize(self._find(name))
+
+    def release(self) -> None:
+        """Give back the memory of the source."""
+        self._source.release()
+
+    def _find(self, name: str) -> str:
+        if name not in self._names:
+            raise FormatError(f"there is no weight {name!r}")
+        return self._names[name]
+
+
 class HeldWeights:
     """Weights that are held in memory, by name. Implements `WeightSource`."""
 

@@ -98,6 +98,9 @@ def test_fitting_what_stays_moves_the_model_less(stage: object, tmp_path: Path) 
         errors.append(distance(job, sink))
     assert errors[1] < 0.95 * errors[0]
     for each in result.decisions:
+        if each.what == "fitted":
+            assert each.part.endswith(".attn_output.weight") and each.figures["relative_change"] >= 0
+            continue
         assert each.figures["relative_error"] < each.figures["relative_error_without_fit"]
 
 
@@ -188,12 +191,30 @@ def test_the_layer_that_does_nothing_leaves_first(tmp_path: Path) -> None:
     idle = {name: np.zeros(shapes[name], np.float32) for name in ("blk.3.attn_output.weight", "blk.3.ffn_down.weight")}
     weights = changed(weights, idle)
     job, sink = job_of(DEEP, shapes, tmp_path, weights)
-    result = stage_prune_depth.run(job, stage_prune_depth.Settings(keep=0.85))
+    result = stage_prune_depth.run(job, stage_prune_depth.Settings(keep=0.85, refit=False))
     assert [each.part for each in result.decisions] == ["blk.3"]
     assert result.decisions[0].figures["kl_to_the_original"] < 1e-6
     assert {each.option for each in result.rejections} == {"remove layer 2", "remove layer 4"}
     assert sink.config.num_layers == 5 and sink.readings == {"default": "int8"}
     np.testing.assert_allclose(result_logits(sink, WINDOW), logits_of(DEEP, weights, WINDOW), rtol=1e-4, atol=1e-4)
+
+
+def test_what_comes_after_a_removed_layer_makes_up_for_it(tmp_path: Path) -> None:
+    shapes = tiny_shapes(DEEP)
+    results, moved = {}, {}
+    for refit in (False, True):
+        job, sink = job_of(DEEP, shapes, tmp_path / str(refit))
+        results[refit] = stage_prune_depth.run(job, stage_prune_depth.Settings(keep=0.85, refit=refit, damping=0.01))
+        expected = logits_of(DEEP, job.checkpoint.weights, job.calibration.windows[0])
+        moved[refit] = np.square(result_logits(sink, job.calibration.windows[0]) - expected).mean()
+    assert moved[True] < 0.7 * moved[False]
+    gone = int(results[True].decisions[0].part.removeprefix("blk."))
+    fitted = {each.part for each in results[True].decisions if each.what == "fitted"}
+    assert fitted == {f"blk.{layer}.{name}.weight" for layer in range(gone, 5) for name in ("attn_output", "ffn_down")}
+    for name in job.checkpoint.weights.shapes:
+        place = renumbered(name, [gone])
+        if place is not None and place not in fitted:
+            assert np.array_equal(sink.tensors[place].raw, job.checkpoint.weights.raw(name)), name
 
 
 def test_a_choice_of_layers_that_was_ended_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

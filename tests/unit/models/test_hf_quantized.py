@@ -163,7 +163,9 @@ def compressed_config(form: str, **weights: object) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}}
 
 
-@pytest.mark.parametrize(("form", "bits"), [("pack-quantized", 4), ("pack-quantized", 5), ("pack-quantized", 8), ("int-quantized", 8)])
+@pytest.mark.parametrize(
+    ("form", "bits"), [("pack-quantized", 4), ("pack-quantized", 5), ("pack-quantized", 8), ("int-quantized", 8)]
+)
 @pytest.mark.parametrize("strategy", ["group", "channel"])
 @pytest.mark.parametrize("is_symmetric", [True, False])
 def test_compressed_tensors(tmp_path: Path, bits: int, strategy: str, is_symmetric: bool, form: str) -> None:
