@@ -25,7 +25,7 @@ from subsecond.compress.methods import quantize
 from subsecond.compress.output_error import output_power
 from subsecond.compress.rounding import Floats
 from subsecond.compress.row_weights import row_weights, weighted_statistics
-from subsecond.compress.stage import Progress
+from subsecond.compress.stage import Progress, in_parts
 from subsecond.compress.statistics import InputStatistics
 from subsecond.compress.walk import Visit, Walk
 from subsecond.core.errors import InputError
@@ -162,10 +162,10 @@ def measure_losses(
     windows   to learn scales from, and held_out to measure with, int32 [windows, tokens] each
     share     of the groups that are measured, each in its smallest type
     """
-    survey = _Survey(groups, options)
+    survey, (estimating, measuring) = _Survey(groups, options), (in_parts(progress, part, 2) for part in range(2))
     walk = Walk(graph, source, windows)
     for visit in walk.visits():
-        progress(f"estimating {visit.segment.name}", visit.index, 2 * len(walk.segments))
+        estimating(f"estimating {visit.segment.name}", visit.index, len(walk.segments))
         survey.look_at(visit)
         visit.advance()
     smallest = {name: min(types, key=bits_of) for name, types in options.items()}
@@ -175,7 +175,7 @@ def measure_losses(
         by_segment[group.segment].append(group.name)
 
     def tell(name: str, done: int, count: int) -> None:
-        progress(f"measuring {name}", count + done, 2 * count)
+        measuring(f"measuring {name}", done, count)
 
     kls = change_losses(
         Walk(graph, source, held_out), by_segment, lambda visit, name: survey.changed(visit, name, smallest[name]), tell

@@ -17,6 +17,15 @@ Progress = Callable[[str, int, int], None]
 """Is told what is being done, how many steps of it are done, and of how many."""
 
 
+def in_parts(progress: Progress, number: int, count: int) -> Progress:
+    """What part `number` of `count` that take about as long tells, as steps of all of them."""
+
+    def tell(what: str, num_done: int, num_all: int) -> None:
+        progress(what, number * num_all + num_done, count * num_all)
+
+    return tell
+
+
 class Sink(Protocol):
     """Where the new checkpoint goes, weight by weight, under the names of the graph.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
@@ -12,7 +12,7 @@ from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
 from subsecond.compress.segment_quantizer import CORRECTION, TABLE_BITS, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
-from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult
+from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult, in_parts
 from subsecond.compress.walk import Visit
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
@@ -94,7 +94,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         tables = round_table(graph, visit, int(settings.head_bits), int(settings.table_bits))
         return quantizer.round(visit, {**types, **missing}, tables)
 
-    decisions = run_segments(job, work, graph)
+    decisions = run_segments(replace(job, progress=in_parts(job.progress, 1, 2)), work, graph)
     job.sink.readings.clear()
     unit = "bits a weight" if settings.budget == "bits" else "s of linears a step"
     why = (
@@ -146,7 +146,7 @@ def _losses(
         groups,
         options,
         settings.measured_share,
-        job.progress,
+        in_parts(job.progress, 0, 2),
     )
     write_whole(kept, json.dumps(losses.to_json(), allow_nan=False).encode())
     return losses

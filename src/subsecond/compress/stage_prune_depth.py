@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from subsecond.compress.correction import OriginalStream, correct_writers
 from subsecond.compress.layer_removal import LayerRemoval
 from subsecond.compress.prune_depth import Removal, choose_layers, layer_of, renumbered, without_layers
 from subsecond.compress.segment_run import SegmentResult, run_segments
-from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult
+from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult, in_parts
 from subsecond.compress.walk import Visit
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
@@ -61,14 +61,16 @@ def run(job: StageJob, settings: Settings) -> StageResult:
             f"{settings.keep:.0%} of {num_layers} layers, rounded, is all of them; keep less, or leave the stage out"
         )
     removal = LayerRemoval(graph, checkpoint.weights, job.calibration.windows[: settings.windows])
-    influence = removal.influence(num_layers, lambda done, count: job.progress("influence", done, count)).tolist()
+    parts = [in_parts(job.progress, part, num_removed + 2) for part in range(num_removed + 2)]
+    influence = removal.influence(num_layers, lambda done, count: parts[0]("influence", done, count)).tolist()
     known = _read(job)
 
     def measure(removed: tuple[int, ...], candidates: tuple[int, ...]) -> Sequence[float]:
         key = f"{removed} {candidates}"
         if key not in known:
-            what = f"without layer {len(removed) + 1} of {num_removed}"
-            known[key] = removal.kl_without(removed, candidates, lambda done, count: job.progress(what, done, count))
+            number = len(removed) + 1
+            what = f"without layer {number} of {num_removed}"
+            known[key] = removal.kl_without(removed, candidates, lambda done, count: parts[number](what, done, count))
             write_whole(job.folder / _CHOICE, json.dumps(known).encode())
         return known[key]
 
@@ -81,9 +83,10 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     names = {place: name for name in graph.weights if (place := renumbered(name, gone))}
     weights = RenamedWeights(checkpoint.weights, names)
     if settings.refit and settings.correction:
+        job = replace(job, progress=parts[-1])
         return _result(removals, influence, _refit(job, settings, weights, gone))
     for index, name in enumerate(weights.shapes):
-        job.progress("writing", index, len(names))
+        parts[-1]("writing", index, len(names))
         job.sink.put(name, stored_tensor(weights, name))
         weights.release()
     return _result(removals, influence, [])

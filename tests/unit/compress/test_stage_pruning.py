@@ -217,6 +217,14 @@ def test_what_comes_after_a_removed_layer_makes_up_for_it(tmp_path: Path) -> Non
             assert np.array_equal(sink.tensors[place].raw, job.checkpoint.weights.raw(name)), name
 
 
+def test_progress_only_rises(tmp_path: Path) -> None:
+    shares: list[float] = []
+    job, _ = job_of(DEEP, tiny_shapes(DEEP), tmp_path)
+    job = replace(job, progress=lambda _, num_done, num_all: shares.append(num_done / num_all))
+    stage_prune_depth.run(job, stage_prune_depth.Settings(keep=0.65, candidates=2))
+    assert shares == sorted(shares) and shares[0] < 0.1 and shares[-1] == 1
+
+
 def test_a_choice_of_layers_that_was_ended_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = stage_prune_depth.Settings(keep=0.65, candidates=2)
     whole, expected = job_of(DEEP, tiny_shapes(DEEP), tmp_path / "whole")

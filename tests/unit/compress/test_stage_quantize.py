@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +154,12 @@ def test_super_blocks_where_widths_allow(tmp_path: Path, bits: str, expected: st
 @pytest.mark.parametrize("method", ["gptq", "search"])
 def test_mixed_types_keep_the_budget_and_lose_less_than_uniform_ones(tmp_path: Path, method: str) -> None:
     settings = stage_mixed.Settings(bits=5.5, method=method, measured_windows=2)
-    job = small_job(tmp_path / "mixed")
+    shares: list[float] = []
+    job = replace(
+        small_job(tmp_path / "mixed"), progress=lambda _, num_done, num_all: shares.append(num_done / num_all)
+    )
     result = stage_mixed.run(job, settings)
+    assert shares == sorted(shares) and shares[0] < 0.1 and shares[-1] == 1
     groups = layer_groups(job.checkpoint.graph())
     put = put_by(job)
     bits = sum(bits_of(put[name].type) * put[name].dequantize().size for g in groups for name in g.weights)
@@ -179,7 +184,7 @@ def test_a_mixed_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     stage_mixed.run(whole, settings)
 
     def stop(name: str, done: int, count: int) -> None:
-        if name == "blk.1.attn" and count == 6:
+        if name == "blk.1.attn" and count == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
