@@ -1,7 +1,7 @@
 """Codes of four to eight bits side by side without gaps, as compressed-tensors packs them; knows no scales.
 
 Code i of a row begins at bit i * bits of it, lowest bit first, across the borders of bytes and words: `pack_to_int32`
-of compressed-tensors 0.20. Earlier releases left gaps where bits do not divide 32; those have more words.
+of compressed-tensors since 0.18. Earlier releases left gaps where bits do not divide 32; those have more words.
 """
 
 from __future__ import annotations
