@@ -28,6 +28,8 @@ Method = Literal["nearest", "search", "gptq", "hqq"]
 """Methods that need one weight only. "nearest": the scale of the largest weight; "search": weighted scale search;
 "gptq": that and error feedback; "hqq": no data. AWQ and AutoRound work on several weights (`awq`, `autoround`)."""
 
+NEAREST_TYPES = (TensorType.F16, TensorType.Q8_0)
+"""So little is lost in them that no method is needed."""
 _LOW_BITS = {
     3: "3 bits multiply perplexity by 2.6 on SmolLM2-135M and by 1.65 on Qwen2.5-0.5B, calibrated",
     2: "2 bits without training make models of 1B parameters useless (perplexity 14 becomes 11,551 on Llama-3.2-1B)",
@@ -118,7 +120,7 @@ def quantize(
     if tensor_type is TensorType.F16:
         stored = quantize_to_half(weight)
         return stored, report("nearest", weight, stored, statistics)
-    if tensor_type is TensorType.Q8_0 or method == "nearest":
+    if tensor_type in NEAREST_TYPES or method == "nearest":
         plain = tensor_type in GRID_FORMATS and not GRID_FORMATS[tensor_type].has_offsets
         grid = nearest_grid(weight, tensor_type) if plain and tensor_type not in MULTIPLIERS else None
         stored = round_to_nearest(weight, grid or make_grid(weight, tensor_type, None, options.search))

@@ -16,7 +16,7 @@ from subsecond.compress.correction import OriginalStream, corrected_weight, orig
 from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq_targets
 from subsecond.compress.layer_groups import group_name
 from subsecond.compress.linear_inputs import input_and_loss, writes_stream
-from subsecond.compress.methods import MethodOptions, make_grid, quantize
+from subsecond.compress.methods import NEAREST_TYPES, MethodOptions, make_grid, quantize
 from subsecond.compress.output_error import QuantizationReport
 from subsecond.compress.rounding import GRID_FORMATS, Floats
 from subsecond.compress.row_weights import row_weights, weighted_statistics
@@ -41,7 +41,6 @@ CORRECTION, CORRECTION_DAMPING = 0.5, 0.5
 with all of it and a damping of 0.01 0.0148 on other text, 0.0010 on its own (4,096 rows)."""
 ROUTER = "_inp.weight"
 TABLE_BITS = ("4", "5", "8", "16")  # that checkpoints hold
-_ROUNDED = (TensorType.F16, TensorType.Q8_0)  # so little is lost that no method is needed
 _WHY = {
     "gptq": "later inputs make up for the errors of earlier ones",
     "search": "scales that lose least on the inputs seen",
@@ -134,7 +133,7 @@ class SegmentQuantizer:
         """
         made, tables = Made(), tables or {}
         for name, tensor_type in tables.items():
-            rule = "nearest" if tensor_type in _ROUNDED or self._method == "nearest" else "search"
+            rule = "nearest" if tensor_type in NEAREST_TYPES or self._method == "nearest" else "search"
             stored, report = quantize(visit.weights[name].numpy(), tensor_type, rule)  # type: ignore[arg-type]
             found = None if rule == "nearest" else report
             self._keep(visit, made, (name,), stored, _WHY["nearest" if found is None else "fit"], found)
@@ -147,7 +146,7 @@ class SegmentQuantizer:
         }
         groups = {value: names for value, names in groups.items() if names}
         needs_data = self._method not in DATA_FREE and any(
-            types[name] not in _ROUNDED for names in groups.values() for name in names
+            types[name] not in NEAREST_TYPES for names in groups.values() for name in names
         )
         stream = self._original.after(visit.index) if self._original is not None and needs_data else None
         weights = row_weights(visit, stream) if needs_data else None
@@ -175,7 +174,7 @@ class SegmentQuantizer:
         if method == "gptq" and visit.weights[names[0]].shape[1] > self._widest:
             method = "search"
             reason = f"more than {self._widest} inputs are too many for gptq; {_WHY[method]}"
-        is_plain = all(types[name] in _ROUNDED for name in names)
+        is_plain = all(types[name] in NEAREST_TYPES for name in names)
         targets: dict[str, Floats] = {}
         if method == "gptq" and not is_plain and statistics is None and self._can_correct(visit, names):
             statistics, targets[names[0]] = self._corrected(visit, names[0], weights)
@@ -188,7 +187,7 @@ class SegmentQuantizer:
         for tensor_type in dict.fromkeys(types[name] for name in names):
             alike = tuple(name for name in names if types[name] is tensor_type)
             weight = np.concatenate([targets.get(name, visit.weights[name].numpy()) for name in alike])
-            chosen = "nearest" if tensor_type in _ROUNDED else method
+            chosen = "nearest" if tensor_type in NEAREST_TYPES else method
             rule = "search" if chosen == "fit" else chosen
             stored, report = quantize(weight, tensor_type, rule, statistics, self._options, factor)  # type: ignore[arg-type]
             why = "; ".join((reason if chosen != "nearest" else _WHY["nearest"], *report.notes))
@@ -220,7 +219,7 @@ class SegmentQuantizer:
         inputs = {name: statistics[value] for value, names in groups.items() for name in names}
         factors = {value: factorize(statistics[value], self._options.gptq) for value in groups}
         factor_of = {name: factors[value] for value, names in groups.items() for name in names}
-        learned = [name for name in inputs if types[name] not in _ROUNDED]
+        learned = [name for name in inputs if types[name] not in NEAREST_TYPES]
         for name in inputs:
             if name not in learned:
                 stored, report = quantize(visit.weights[name].numpy(), types[name], "nearest", inputs[name])
@@ -289,7 +288,7 @@ class SegmentQuantizer:
                 for name in (op.gate, op.up, op.down):
                     weight = visit.weights[name].numpy()
                     flat = np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]))
-                    method = "nearest" if types[name] in _ROUNDED or self._method == "nearest" else "search"
+                    method = "nearest" if types[name] in NEAREST_TYPES or self._method == "nearest" else "search"
                     stored, report = quantize(flat, types[name], method)  # type: ignore[arg-type]
                     whole = StoredTensor(stored.type, weight.shape, stored.raw)
                     self._keep(visit, made, (name,), whole, "experts are rounded without data", report)

@@ -20,11 +20,13 @@ from torch import Tensor
 
 from subsecond.backends.batch import Int32
 from subsecond.compress.change_losses import change_losses
+from subsecond.compress.gptq import GptqOptions, factorize
 from subsecond.compress.layer_groups import LayerGroup, bits_of
-from subsecond.compress.methods import quantize
+from subsecond.compress.methods import NEAREST_TYPES, quantize
 from subsecond.compress.output_error import output_power
 from subsecond.compress.rounding import Floats
 from subsecond.compress.row_weights import row_weights, weighted_statistics
+from subsecond.compress.segment_quantizer import WIDEST
 from subsecond.compress.stage import Progress, in_parts
 from subsecond.compress.statistics import InputStatistics
 from subsecond.compress.walk import Visit, Walk
@@ -156,13 +158,17 @@ def measure_losses(
     options: Mapping[str, Sequence[TensorType]],
     share: float,
     progress: Progress,
+    compensation: GptqOptions | None = None,
 ) -> Losses:
     """Losses of every group in every type of its `options`, with weights rounded by the scale search.
 
-    windows   to learn scales from, and held_out to measure with, int32 [windows, tokens] each
-    share     of the groups that are measured, each in its smallest type
+    windows       to learn scales from, and held_out to measure with, int32 [windows, tokens] each
+    share         of the groups that are measured, each in its smallest type
+    compensation  of GPTQ, if the weights are to be rounded by it: what is expected is then the part of each loss that
+                  it leaves, which differs: inputs of attention are much alike, those of down projections are not
     """
-    survey, (estimating, measuring) = _Survey(groups, options), (in_parts(progress, part, 2) for part in range(2))
+    survey = _Survey(groups, options, compensation)
+    estimating, measuring = (in_parts(progress, part, 2) for part in range(2))
     walk = Walk(graph, source, windows)
     for visit in walk.visits():
         estimating(f"estimating {visit.segment.name}", visit.index, len(walk.segments))
@@ -181,14 +187,22 @@ def measure_losses(
         Walk(graph, source, held_out), by_segment, lambda visit, name: survey.changed(visit, name, smallest[name]), tell
     )
     measured = {(name, smallest[name].name): kl for name, kl in kls.items()}
-    return Losses(predicted_losses(groups, survey.estimates, measured), measured)
+    expected = predicted_losses(groups, survey.estimates, measured)
+    return Losses({key: loss * survey.shares_left.get(key, 1.0) for key, loss in expected.items()}, measured)
 
 
 class _Survey:
     """Estimates of all groups, and what is needed to round them again."""
 
-    def __init__(self, groups: Sequence[LayerGroup], options: Mapping[str, Sequence[TensorType]]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[LayerGroup],
+        options: Mapping[str, Sequence[TensorType]],
+        compensation: GptqOptions | None,
+    ) -> None:
         self.estimates: dict[tuple[str, str], Estimate] = {}
+        self.shares_left: dict[tuple[str, str], float] = {}  # of losses in types that GPTQ rounds to
+        self._compensation = compensation
         self._groups = {group.name: group for group in groups}
         self._options = options
         self._statistics: dict[str, InputStatistics] = {}
@@ -208,6 +222,7 @@ class _Survey:
             self._statistics[group.name] = replace(statistics, gram=None)
             weights = [visit.weights[name].numpy() for name in group.weights]
             types = sorted(self._options[group.name], key=bits_of)
+            factor = factorize(statistics, self._compensation) if self._compensation and group.width <= WIDEST else None
             ratio = 0.0
             for index, tensor_type in enumerate(types):
                 changed = self.changed(visit, group.name, tensor_type)
@@ -218,6 +233,11 @@ class _Survey:
                     ratio = _stream_error(original, outputs) / noise if noise > 0 else 0.0
                 key = group.name, tensor_type.name
                 self.estimates[key] = Estimate(*key, noise / power if power > 0 else 0.0, ratio * noise)
+                if factor is not None and tensor_type not in NEAREST_TYPES:
+                    errors = [
+                        changed[name].numpy() - weight for name, weight in zip(group.weights, weights, strict=True)
+                    ]
+                    self.shares_left[key] = factor.share_left(np.concatenate(errors))
 
     def changed(self, visit: Visit, name: str, tensor_type: TensorType) -> dict[str, Tensor]:
         """The weights of a group as they are in a type, by the scale search; float32."""

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from subsecond.compress.gptq import GptqOptions
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
-from subsecond.compress.segment_quantizer import CORRECTION, TABLE_BITS, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import CORRECTION, DAMPING, TABLE_BITS, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult, in_parts
@@ -147,6 +148,7 @@ def _losses(
         options,
         settings.measured_share,
         in_parts(job.progress, 0, 2),
+        GptqOptions(DAMPING) if settings.method == "gptq" else None,
     )
     write_whole(kept, json.dumps(losses.to_json(), allow_nan=False).encode())
     return losses

@@ -76,6 +76,21 @@ def test_it_loses_less_than_plain_rounding(width: int, num_sweeps: int) -> None:
     assert scale > 0
 
 
+def test_what_is_left_of_an_error_is_known_before() -> None:
+    alike = make_inputs(96)
+    apart = np.random.default_rng(2).standard_normal((2048, 96)).astype(np.float32)
+    for rows, low, high in ((alike, 0.0, 0.7), (apart, 0.8, 1.0)):
+        weight, statistics = make_weight(64, 96), statistics_of(rows)
+        grid = make_grid(weight, TensorType.Q4_0, statistics)
+        factor = factorize(statistics)
+        assert factor is not None
+        rounded = round_to_nearest(weight, grid).dequantize()
+        made = gptq(weight, statistics, grid, GptqOptions(num_sweeps=0), factor)[0].dequantize()
+        left = factor.share_left(rounded - weight)
+        assert low < left <= high
+        assert left == pytest.approx(output_error(weight, made, rows) / output_error(weight, rounded, rows), rel=0.15)
+
+
 def test_every_sweep_lowers_the_error() -> None:
     rows, weight = make_inputs(288), make_weight(32, 288)
     statistics = statistics_of(rows)

@@ -111,6 +111,24 @@ def distance(job: StageJob, sink: KeepingSink) -> float:
     return float(np.mean([np.square(result_logits(sink, w) - logits_of(config, weights, w)).mean() for w in windows]))
 
 
+def test_neurons_that_the_loss_does_not_feel_leave_first(tmp_path: Path) -> None:
+    shapes = tiny_shapes(TINY)
+    weights = tiny_weights(shapes)
+    arrays, idle = {}, np.arange(0, shapes["blk.0.ffn_up.weight"][0], 5)
+    for layer in range(TINY.num_layers):
+        arrays[f"blk.{layer}.ffn_down.weight"] = weights.dequantize(f"blk.{layer}.ffn_down.weight").copy()
+        arrays[f"blk.{layer}.ffn_down.weight"][:, idle] *= 1e-4
+    weights = changed(weights, arrays)
+    job, sink = job_of(TINY, shapes, tmp_path, weights)
+    settings = stage_prune_width.Settings(keep=0.8, method="taylor", gradient_windows=2, refit=False)
+    stage_prune_width.run(job, settings)
+    assert distance(job, sink) < 1e-4
+    assert (tmp_path / "scores.json").is_file()
+    again, same = job_of(TINY, shapes, tmp_path, weights)
+    stage_prune_width.run(again, settings)
+    assert bytes_of(same) == bytes_of(sink)
+
+
 def test_rows_of_blocks_stay_as_they_are_stored(tmp_path: Path) -> None:
     config = replace(TINY, width=32, head_dim=8)
     shapes = tiny_shapes(config)
