@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from subsecond.compress.change_losses import LOGIT_ROWS
 from subsecond.compress.predicted_size import predicted_bytes
 from subsecond.compress.recipe import Recipe, Stage
 from subsecond.compress.segment_quantizer import CORRECTED
@@ -79,7 +80,7 @@ def make_plan(
     parts = segments(graph)
     num_tokens = recipe.calibration.windows * recipe.calibration.window_tokens
     forward = sum(2.0 * _elements(graph, each) for each in parts) + 2.0 * _head_elements(graph)
-    stages = tuple(_stage_plan(stage, graph, parts, _num_tokens(stage, recipe), rate) for stage in recipe.stages)
+    stages = tuple(_stage_plan(stage, graph, parts, recipe, rate) for stage in recipe.stages)
     writes = 0.0 if has_text else recipe.calibration.num_all * recipe.calibration.window_tokens * forward / rate
     names = [f"{index + 1}. {stage.kind}" for index, stage in enumerate(recipe.stages)]
     weight_bytes = 4 * sum(math.prod(shape) for shape in graph.weights.values())
@@ -126,80 +127,112 @@ def check_resources(plan: Plan, folder: Path) -> None:
         )
 
 
-def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], num_tokens: int, rate: float) -> StagePlan:
-    passes, num_states = _passes(stage, len(parts) // 2)
-    has_gram, has_solver = _needs(stage)
-    searches = stage.kind == "mixed" or (stage.kind == "quantize" and stage.settings.method not in ("nearest", "hqq"))
-    # a sweep of gptq goes over the errors of all weights twice, for scales and for codes
-    keeps = searches and stage.settings.method != "autoround"  # inputs of linears, between the runs of a segment
-    rounds = 0.6 * (1 + 2 * stage.settings.sweeps) if searches else 1.0
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a stage goes through a model.
+
+    passes      times that calibration runs through each segment; num_states of the residual stream are held meanwhile
+    has_gram    Gram matrices are summed up, and with has_solver factorized
+    is_kept     what linears of a segment read is held between its runs
+    searches    scales of weights are searched, and `rounds` of updates of all columns are made
+    widest      inputs up to which there is a Gram matrix
+    """
+
+    passes: float
+    num_states: int
+    has_gram: bool = False
+    has_solver: bool = False
+    is_kept: bool = False
+    searches: bool = False
+    rounds: float = 1.0
+    widest: float = math.inf
+
+
+def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], recipe: Recipe, rate: float) -> StagePlan:
+    settings, calibration = stage.settings, recipe.calibration
+    all_tokens = calibration.windows * calibration.window_tokens if stage.needs_calibration else 1
+    if stage.kind == "prune-depth":
+        num_tokens = min(calibration.windows, settings.windows) * calibration.window_tokens
+        removals = (1 - settings.keep) * (len(parts) // 2)
+        choice = _Way(1.0 + removals * (1 + settings.candidates / 2), settings.candidates + 4)
+        operations, peak = _walked(graph, parts, num_tokens, choice)
+        # the head of each candidate, to compare what it predicts
+        operations += 2.0 * _head_elements(graph) * num_tokens * removals * (settings.candidates + 1)
+        if settings.refit and settings.correction:
+            refit = _walked(graph, parts, all_tokens, _Way(3.0, 4, has_gram=True, has_solver=True, is_kept=True))
+            operations, peak = operations + refit[0], max(peak, refit[1])
+    else:
+        operations, peak = _walked(graph, parts, all_tokens, _way_of(stage))
+        if getattr(settings, "method", "") == "taylor":
+            num_tokens = min(calibration.windows, settings.gradient_windows) * calibration.window_tokens
+            back = _walked(graph, parts, num_tokens, _Way(4.0, len(parts) + 3))  # forward twice, and back
+            logits_bytes = 4 * 4 * LOGIT_ROWS * graph.values[graph.output].width
+            operations += back[0] + 4.0 * 2.0 * _head_elements(graph) * num_tokens
+            peak = max(peak, back[1] + logits_bytes)
+    return StagePlan(stage.kind, operations / rate, operations, peak + _PROGRAM_BYTES)
+
+
+def _walked(graph: Graph, parts: tuple[Segment, ...], num_tokens: int, way: _Way) -> tuple[float, int]:
+    """Operations of a walk through the model, and bytes at its peak."""
     operations, peak = 0.0, 0
     for part in parts:
-        linear = 2.0 * _elements(graph, part) * num_tokens * passes
+        linear = 2.0 * _elements(graph, part) * num_tokens * way.passes
         attention = sum(
-            4.0 * op.num_heads * op.head_dim * num_tokens * CHUNK_ROWS / 8 * passes
+            4.0 * op.num_heads * op.head_dim * num_tokens * CHUNK_ROWS / 8 * way.passes
             for op in part.ops
             if isinstance(op, Attention)
         )
         grams, solves, gram_bytes, kept = 0.0, 0.0, 0, 0
         for value, names in part.linears.items():
             width = graph.values[value].width
-            kept += width * keeps
+            kept += width * way.is_kept
             rows = sum(graph.weights[name][0] for name in names)
-            if searches:
+            if way.searches:
                 solves += _SEARCH_OPERATIONS * rows * width
-            if width > getattr(stage.settings, "widest", width):
+            if width > way.widest:
                 continue
-            if has_gram:
+            if way.has_gram:
                 grams += 2.0 * width**2 * num_tokens
                 gram_bytes += 4 * width**2
-            if has_solver:
-                solves += (2.0 * width**3 + 2.0 * rows * width**2 * rounds) / _SOLVER_SHARE
+            if way.has_solver:
+                solves += (2.0 * width**3 + 2.0 * rows * width**2 * way.rounds) / _SOLVER_SHARE
         operations += linear + attention + grams + solves
         weights = 4 * sum(math.prod(graph.weights[name]) for name in part.weights)
         outputs = [graph.values[op.output].width for op in part.ops if op.output != graph.output]  # the head is not run
         rows_bytes = 4 * CHUNK_ROWS * max(outputs, default=0) * 4 + 4 * num_tokens * kept
         peak = max(peak, 4 * weights + 4 * gram_bytes + rows_bytes)
-    if stage.kind == "prune-depth":  # the head of each candidate, to compare what it predicts
-        removals = (1 - stage.settings.keep) * (len(parts) // 2)
-        operations += 2.0 * _head_elements(graph) * num_tokens * removals * (stage.settings.candidates + 1)
-    states = num_states * 4 * num_tokens * _stream_width(graph)
-    return StagePlan(stage.kind, operations / rate, operations, peak + states + _PROGRAM_BYTES)
+    return operations, peak + way.num_states * 4 * num_tokens * _stream_width(graph)
 
 
-def _num_tokens(stage: Stage, recipe: Recipe) -> int:
-    """Tokens of the calibration text that a stage runs."""
-    if not stage.needs_calibration:
-        return 1
-    windows = recipe.calibration.windows
-    if stage.kind == "prune-depth":
-        windows = min(windows, stage.settings.windows)
-    return windows * recipe.calibration.window_tokens
-
-
-def _passes(stage: Stage, num_layers: int) -> tuple[float, int]:
-    """Times that calibration runs through each segment, and states of the residual stream that are held meanwhile."""
-    settings = stage.settings
-    if stage.kind in ("rotate", "trim-vocabulary"):
-        return 0.5, 2
-    if stage.kind == "mixed":
-        return 8.0, 4 if settings.correction and settings.method in CORRECTED else 2
-    if stage.kind == "prune-depth":
-        removals = (1 - settings.keep) * num_layers
-        return 1.0 + removals * (1 + settings.candidates / 2), settings.candidates + 4
+def _way_of(stage: Stage) -> _Way:
+    """How a stage other than prune-depth goes through the model."""
+    settings, kind = stage.settings, stage.kind
+    if kind in ("rotate", "trim-vocabulary"):
+        return _Way(0.5, 2)
     method = getattr(settings, "method", "")
-    gives_back = method in CORRECTED if stage.kind == "quantize" else getattr(settings, "refit", False)
-    if gives_back and settings.correction:
-        return {"sparsify": 5.0, "quantize": 2.3}.get(stage.kind, 4.0), 4
-    return {"autoround": 400.0, "awq": 24.0}.get(method, 2.0), 2
-
-
-def _needs(stage: Stage) -> tuple[bool, bool]:
-    """Whether a stage takes Gram matrices, and whether it factorizes them."""
-    method = getattr(stage.settings, "method", "")
-    if stage.kind in ("prune-width", "prune-heads", "sparsify"):
-        return True, method not in ("magnitude", "wanda")
-    return (True, True) if method == "gptq" or stage.kind == "mixed" else (False, False)
+    if kind in ("quantize", "mixed"):
+        searches = kind == "mixed" or method not in ("nearest", "hqq")
+        has_gram = kind == "mixed" or method == "gptq"
+        corrects = bool(settings.correction) and method in CORRECTED
+        passes = 8.0 if kind == "mixed" else 2.3 if corrects else {"autoround": 400.0, "awq": 24.0}.get(method, 2.0)
+        return _Way(
+            passes,
+            4 if corrects else 2,
+            has_gram=has_gram,
+            has_solver=has_gram,
+            is_kept=searches and method != "autoround",
+            searches=searches,
+            rounds=0.6 * (1 + 2 * settings.sweeps),  # a sweep goes over the errors twice, for scales and for codes
+            widest=getattr(settings, "widest", math.inf),
+        )
+    corrects = settings.refit and bool(settings.correction)
+    return _Way(
+        (5.0 if kind == "sparsify" else 4.0) if corrects else 2.0,
+        4 if corrects else 2,
+        has_gram=True,
+        has_solver=method not in ("magnitude", "wanda"),
+        is_kept=corrects,
+    )
 
 
 def _elements(graph: Graph, part: Segment) -> int:

@@ -32,7 +32,9 @@ def test_every_built_in_recipe_has_a_plan(tmp_path: Path, name: str) -> None:
         ("quantize", "correction = 0.0", "correction = 0.5"),
         ("sparsify", "refit = false", "refit = true"),
         ("prune-width", "refit = false", "refit = true"),
+        ("prune-width", 'method = "activation"', 'method = "taylor"'),
         ("prune-depth", "keep = 0.9", "keep = 0.5"),
+        ("prune-depth", "refit = false", "refit = true"),
     ],
 )
 def test_more_passes_take_more_time(tmp_path: Path, kind: str, less: str, more: str) -> None:
