@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, action="append", required=True)
     parser.add_argument("--windows", type=int, default=8, help="of each text")
     parser.add_argument("--window-tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="of which the first, one more, does not count")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -91,6 +91,8 @@ def _windows(checkpoint: Checkpoint, paths: Sequence[Path], count: int, num_toke
     for text in (each for path in paths for each in read_texts(path)):
         ids = np.array(checkpoint.tokenizer.encode(text.text), np.int32)
         whole = min(len(ids) // num_tokens, count)
+        if not whole:
+            raise SystemExit(f"{text.name} has {len(ids)} tokens, fewer than a window of {num_tokens}")
         found.append(ids[: whole * num_tokens].reshape(whole, num_tokens))
     return np.concatenate(found)
 

@@ -13,6 +13,7 @@ from subsecond.compress.gram_matrix import DAMPING, checked_gram, checked_weight
 from subsecond.compress.linear_inputs import input_and_loss, statistics_of, writes_stream
 from subsecond.compress.plain_weights import as_half
 from subsecond.compress.refit import output_error
+from subsecond.compress.row_weights import row_weights
 from subsecond.compress.segment_run import SegmentResult
 from subsecond.compress.stage import Decision, StageJob
 from subsecond.compress.statistics import Floats, InputStatistics
@@ -20,6 +21,7 @@ from subsecond.compress.walk import Visit, Walk
 from subsecond.core.errors import InputError
 from subsecond.graph.graph import Graph
 from subsecond.graph.ops import Linear
+from subsecond.models.compressed_parts import PLAIN_TYPES
 from subsecond.models.weights import WeightSource
 
 
@@ -84,19 +86,36 @@ def input_and_target(
     bias = weight.removesuffix("weight") + "bias"
     if original is None or bias in visit.weights or not writes_stream(visit.segment, weight):
         return statistics_of(visit, weight), value
-    statistics, cross = input_and_loss(visit, weight, original.after(visit.index))
+    stream = original.after(visit.index)
+    statistics, cross = input_and_loss(visit, weight, stream, row_weights(visit, stream))
     return statistics, corrected_weight(value, statistics.gram, cross, strength, damping)
 
 
-def correct_writers(visit: Visit, original: OriginalStream, strength: float, damping: float) -> SegmentResult:
-    """Fit the linears of a segment that write to the residual stream so that they give back what it has lost."""
+def correct_writers(
+    visit: Visit, original: OriginalStream, strength: float, damping: float, source: WeightSource
+) -> SegmentResult:
+    """Fit the linears of a segment that write to the residual stream so that they give back what it has lost.
+
+    Those that `source` stores in blocks stay, since what is fitted takes half precision; so do those that write through
+    a norm. The report says so.
+    """
     tensors, decisions = {}, []
     for op in visit.segment.ops:
-        if not isinstance(op, Linear) or any(op.biases) or not writes_stream(visit.segment, op.weights[0]):
+        if not isinstance(op, Linear) or len(op.weights) != 1 or op.weights[0] not in source.shapes:
             continue
         (name,) = op.weights
+        if not writes_stream(visit.segment, name):
+            continue
+        if source.type_of(name) not in PLAIN_TYPES:
+            why = f"{source.type_of(name).name} is smaller than the half precision of what is fitted"
+            decisions.append(Decision(name, "left as it is", why))
+            continue
+        stream = original.after(visit.index)
+        statistics, cross = input_and_loss(visit, name, stream, row_weights(visit, stream))
+        if not cross.any():
+            continue
         before = visit.weights[name].numpy()
-        statistics, target = input_and_target(visit, name, original, strength, damping)
+        target = corrected_weight(before, statistics.gram, cross, strength, damping)
         tensors[name] = as_half(target)
         visit.weights[name] = torch.from_numpy(tensors[name].dequantize())
         figures = {"relative_change": float(np.sqrt(output_error(before, target, statistics.gram)))}

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ STAGES: Mapping[str, str] = {
     "quantize": "stage_quantize",
 }
 _ROUNDING = ("mixed", "quantize")
+_FITTING = ("prune-width", "prune-heads", "prune-depth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,14 @@ def _settings(cls: Any, given: object, where: str) -> Any:
 
 def _check_order(stages: tuple[Stage, ...], where: str) -> None:
     """InputError for stages whose result a later one would undo."""
-    for earlier, later in pairwise(stages):
+    for earlier, later in combinations(stages, 2):
         if earlier.kind in _ROUNDING:
             raise InputError(
                 f"{where}: {later.kind} after {earlier.kind} would work on weights that are rounded already and round "
                 f"them again; put {earlier.kind} last"
+            )
+        if earlier.kind == "sparsify" and later.kind in _FITTING:
+            raise InputError(
+                f"{where}: {later.kind} after sparsify fits weights anew, those that are zero too; put sparsify after "
+                f"{later.kind}"
             )

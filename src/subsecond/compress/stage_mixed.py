@@ -23,7 +23,7 @@ from subsecond.formats.whole_file import write_whole
 PORTABLE = ("Q4_0", "Q5_0", "Q8_0", "F16")
 WITH_SUPER_BLOCKS = ("Q4_K", "Q4_0", "Q5_K", "Q5_0", "Q6_K", "Q8_0", "F16")
 PREFILL_ROWS = 128
-_LOSSES = "losses.json"
+_LOSSES, _TIMES = "losses.json", "times.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     groups = layer_groups(graph)
     options = {group.name: types_of(group, settings.types) for group in groups}
     losses = _losses(job, groups, options, settings)
-    costs = _costs(groups, options, settings)
+    costs = _costs(job, groups, options, settings)
     choice = choose_types(groups, options, losses.expected, costs, _budget(groups, costs, settings))
     types = {name: choice.types[group.name] for group in groups for name in group.weights}
     quantizer = SegmentQuantizer.of_stage(job, settings)
@@ -155,9 +155,9 @@ def _losses(
 
 
 def _costs(
-    groups: Sequence[LayerGroup], options: Mapping[str, Sequence[TensorType]], settings: Settings
+    job: StageJob, groups: Sequence[LayerGroup], options: Mapping[str, Sequence[TensorType]], settings: Settings
 ) -> dict[tuple[str, str], float]:
-    """Of every group and type: its part of the mean bits of a weight, or seconds."""
+    """Of every group and type: its part of the mean bits of a weight, or seconds; those of a killed run where timed."""
     if settings.budget == "bits":
         total = sum(group.num_weights for group in groups)
         return {
@@ -165,6 +165,9 @@ def _costs(
             for group in groups
             for each in options[group.name]
         }
+    kept = job.folder / _TIMES
+    if kept.is_file():
+        return {(group, name): time_s for group, name, time_s in json.loads(kept.read_text(encoding="utf-8"))}
     num_rows = 1 if settings.budget == "decode" else PREFILL_ROWS
     working_bytes = round(sum(group.num_weights for group in groups) * 0.6)
     names = {each.name for types in options.values() for each in types} | {settings.time_of}
@@ -175,7 +178,9 @@ def _costs(
         if group.width % BLOCK_LAYOUTS[TensorType[name]].num_elements == 0
     }
     times = time_kernels(kernels.values(), (num_rows,), working_bytes=working_bytes)[num_rows]
-    return {key: times[kernel] for key, kernel in kernels.items()}
+    found = {key: times[kernel] for key, kernel in kernels.items()}
+    write_whole(kept, json.dumps([[*key, time_s] for key, time_s in found.items()]).encode())
+    return found
 
 
 def _budget(groups: Sequence[LayerGroup], costs: Mapping[tuple[str, str], float], settings: Settings) -> float:

@@ -20,6 +20,9 @@ from subsecond.models.families.registry import build_graph
 from subsecond.models.weights import RenamedWeights, WeightSource, stored_tensor
 
 _CHOICE = "choice.json"
+_NOTHING_FITTED = Decision(
+    "model", "nothing is fitted", "nothing was lost, or all linears behind write to the residual stream through norms"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class Settings:
     windows: int = setting(8, "calibration windows that divergence is measured on", minimum=1, maximum=1024)
     refit: bool = setting(True, "fit what writes to the residual stream after a removed layer to make up for it")
     correction: float = setting(
-        1.0, "part of what the stream has lost that the fitted linears give back", minimum=0.0, maximum=1.0
+        0.5, "part of what the stream has lost that the fitted linears give back", minimum=0.0, maximum=1.0
     )
-    damping: float = setting(0.1, "of the fit, of the mean square input", minimum=0.0, is_minimum_excluded=True)
+    damping: float = setting(0.01, "of the fit, of the mean square input", minimum=0.0, is_minimum_excluded=True)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -84,11 +87,12 @@ def run(job: StageJob, settings: Settings) -> StageResult:
     weights = RenamedWeights(checkpoint.weights, names)
     if settings.refit and settings.correction:
         job = replace(job, progress=parts[-1])
-        return _result(removals, influence, _refit(job, settings, weights, gone))
+        return _result(removals, influence, _refit(job, settings, weights, gone) or [_NOTHING_FITTED])
     for index, name in enumerate(weights.shapes):
         parts[-1]("writing", index, len(names))
         job.sink.put(name, stored_tensor(weights, name))
         weights.release()
+    parts[-1]("writing", 1, 1)
     return _result(removals, influence, [])
 
 
@@ -103,7 +107,7 @@ def _refit(job: StageJob, settings: Settings, weights: WeightSource, gone: Seque
     def work(visit: Visit) -> SegmentResult:
         if places[visit.index] == visit.index:
             return SegmentResult({})  # nothing is lost yet
-        return correct_writers(visit, original, settings.correction, settings.damping)
+        return correct_writers(visit, original, settings.correction, settings.damping, weights)
 
     return run_segments(job, work, graph, weights)
 

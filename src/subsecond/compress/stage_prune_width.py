@@ -84,7 +84,7 @@ def prune(
     if down is None:
         if original is None:
             return SegmentResult({})
-        return correct_writers(visit, original, settings.correction, settings.damping)
+        return correct_writers(visit, original, settings.correction, settings.damping, job.checkpoint.weights)
     blk = down.removesuffix(".ffn_down.weight")
     names = {kind: f"{blk}.ffn_{kind}" for kind in ("gate", "up", "down")}
     statistics, target = input_and_target(visit, down, original, settings.correction, settings.damping)
@@ -126,6 +126,7 @@ def _choose(
         return importance.select_greedily(part.down, statistics.gram, width, damping=settings.damping)
     if settings.method == "activation":
         return importance.select_best(importance.activation_importance([statistics]), width)
+    assert settings.method == "fluctuation", "the scores of taylor are given"
     return importance.select_best(importance.fluctuation_importance(part.down, statistics), width)
 
 

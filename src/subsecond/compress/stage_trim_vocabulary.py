@@ -15,7 +15,7 @@ from subsecond.compress.stage import Decision, StageJob, StageResult
 from subsecond.compress.trim_vocabulary import trim_vocabulary
 from subsecond.core.errors import InputError
 from subsecond.core.settings import setting, validate
-from subsecond.measure.text_files import packaged_texts
+from subsecond.measure.text_files import packaged_texts, read_text
 from subsecond.models.tokenizer import Tokenizer
 
 TABLES = ("token_embd.weight", "output.weight", "output.bias")
@@ -90,7 +90,7 @@ def _used(job: StageJob, tokenizer: Tokenizer, settings: Settings) -> set[int]:
     used |= set(range(min(settings.first_ids, tokenizer.vocab_size)))
     counts: Counter[int] = Counter()
     for each in settings.texts:
-        counts.update(tokenizer.encode(_read(Path(each).expanduser())))
+        counts.update(tokenizer.encode(read_text(Path(each).expanduser())))
     return used | {token_id for token_id, count in counts.items() if count >= settings.least_uses}
 
 
@@ -99,12 +99,3 @@ def _growth(tokenizer: Tokenizer, smaller: Tokenizer) -> float:
     texts = [each.text for each in packaged_texts()]
     before, after = (sum(len(each.encode(text)) for text in texts) for each in (tokenizer, smaller))
     return after / before
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8: {error}") from error

@@ -25,7 +25,6 @@ from subsecond.compress.restricted_reference import RestrictedReference
 from subsecond.compress.speed import PROMPT_TOKENS, time_side_by_side
 from subsecond.compress.stage import Calibration, Progress, StageJob, StageResult
 from subsecond.compress.stage_trim_vocabulary import kept_tokens
-from subsecond.core.errors import InputError
 from subsecond.formats.safetensors import Safetensors
 from subsecond.formats.safetensors_writer import SafetensorsWriter
 from subsecond.formats.whole_file import write_whole
@@ -37,7 +36,7 @@ from subsecond.measure.machine import machine_json
 from subsecond.measure.process_reading import memory_bytes
 from subsecond.measure.reference_model import open_reference
 from subsecond.measure.settings import EvaluationSettings
-from subsecond.measure.text_files import packaged_texts
+from subsecond.measure.text_files import packaged_texts, read_text
 from subsecond.models.checkpoint import Checkpoint, open_checkpoint
 
 REPORT, PLAN, RECIPE = "report.json", "plan.json", "recipe.toml"
@@ -123,7 +122,7 @@ class Work:
             "recipe": self.order.recipe.to_json(),
             "texts": [_text_digest(path) for path in self.order.texts],
             "stage_texts": [
-                [_text_digest(Path(text)) for text in getattr(stage.settings, "texts", ())]
+                [_text_digest(Path(text).expanduser()) for text in getattr(stage.settings, "texts", ())]
                 for stage in self.order.recipe.stages
             ],
             "num_eval_windows": self.order.num_eval_windows,
@@ -246,10 +245,7 @@ def renumbered(calibration: Calibration, before: Checkpoint, after: Checkpoint) 
 
 
 def _text_digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give a text file in UTF-8") from None
+    return hashlib.sha256(read_text(path).encode()).hexdigest()
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:

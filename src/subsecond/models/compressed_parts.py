@@ -71,13 +71,14 @@ class Part:
 Parts = Mapping[str, Part]
 
 
-def pack(tensor: StoredTensor) -> tuple[PackScheme, Parts] | None:
+def pack(tensor: StoredTensor, *, has_five_bits: bool = True) -> tuple[PackScheme, Parts] | None:
     """The parts of a quantized matrix by name, and their scheme; None for a type that compressed-tensors cannot say.
 
     That is every type but Q4_0, Q5_0, Q8_0, IQ4_NL as `as_q8_0` has it, and Q4_1 where each minimum is minus an integer
-    of 0 to 15 times the scale.
+    of 0 to 15 times the scale. Without `has_five_bits` Q5_0 is as `as_q8_0` has it, which engines with kernels of four
+    and eight bits read.
     """
-    if tensor.type is not TensorType.Q5_0:
+    if tensor.type is not TensorType.Q5_0 or not has_five_bits:
         tensor = as_q8_0(tensor)
     if tensor.type not in _PACKED_TYPES or len(tensor.shape) != 2:
         return None
@@ -185,9 +186,10 @@ def _parts(codes: NDArray[np.uint8], scales: NDArray[np.float16], *, num_bits: i
 
 def _five_bit_codes(blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The codes of Q5_0 blocks [outputs, groups, 22]: low nibbles behind the word of their fifth bits."""
-    high = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little") << np.uint8(4)
-    nibbles = blocks[..., 6:]
-    codes: NDArray[np.uint8] = np.concatenate([nibbles & np.uint8(15), nibbles >> np.uint8(4)], axis=-1) | high
+    codes = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little")
+    codes <<= np.uint8(4)
+    codes[..., :16] |= blocks[..., 6:] & np.uint8(15)
+    codes[..., 16:] |= blocks[..., 6:] >> np.uint8(4)
     return codes.reshape(len(blocks), -1)
 
 

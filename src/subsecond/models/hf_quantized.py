@@ -344,7 +344,8 @@ def _compressed(bits: int, reader: _PartReader, *, is_packed: bool) -> GroupedLi
     inputs = columns * 32 // bits if is_packed else columns
     if is_packed and columns * 32 % bits:
         raise UnsupportedError(
-            f"{columns} words for an output are not filled by codes of {bits} bits; that is not read"
+            f"{columns} words for an output are not filled by codes of {bits} bits without gaps, as compressed-tensors "
+            "packs them since 0.18; quantize the model again with a newer release"
         )
     reader.check(part, ("I32",) if is_packed else ("I8",), (outputs, columns))
     given = reader.shape("weight_scale")
@@ -357,7 +358,7 @@ def _compressed(bits: int, reader: _PartReader, *, is_packed: bool) -> GroupedLi
         stored = tuple(reader.integers("weight_shape").tolist())
         if stored != (outputs, inputs):
             raise UnsupportedError(
-                f"a packed weight of shape {stored} has words for ({outputs}, {inputs}); words with gaps are not read"
+                f"a packed weight of shape {stored} has words for ({outputs}, {inputs}); such padding is not read"
             )
 
     def codes(start: int, end: int) -> Codes:

@@ -180,7 +180,7 @@ class CheckpointWriter:
             return None if self._has_plain_tables else pack(tensor)
         if self._has_int8_linears and not ours.endswith("_inp"):  # not those that choose experts
             return pack_channels(tensor.dequantize())
-        return pack(tensor)
+        return pack(tensor, has_five_bits=not self._has_plain_tables)
 
     def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

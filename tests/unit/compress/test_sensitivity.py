@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from subsecond.compress.change_losses import change_losses
+from subsecond.compress.gptq import GptqOptions
 from subsecond.compress.layer_groups import bits_of, candidate_types, layer_groups
 from subsecond.compress.output_error import output_power
 from subsecond.compress.sensitivity import (
@@ -92,6 +93,21 @@ def test_losses_rise_as_bits_fall_and_are_those_of_the_whole_model() -> None:
         key = group.name, "Q4_0"
         assert losses.expected[key] == pytest.approx(every.expected[key], rel=2)  # within a factor of three
     assert type(losses).from_json(losses.to_json()) == losses
+    compensated = measure_losses(
+        graph,
+        weights,
+        small_windows(6),
+        small_windows(2, seed=4),
+        groups,
+        options,
+        1.0,
+        lambda *_: None,
+        GptqOptions(0.1),
+    )
+    assert compensated.measured == every.measured
+    shares = [compensated.expected[key] / every.expected[key] for key in every.expected if key[1] != "Q8_0"]
+    assert 0 < min(shares) < 0.9 and max(shares) <= 1
+    assert all(compensated.expected[group.name, "Q8_0"] == every.expected[group.name, "Q8_0"] for group in groups)
 
 
 def estimates(errors: dict[tuple[str, str], float]) -> dict[tuple[str, str], Estimate]:

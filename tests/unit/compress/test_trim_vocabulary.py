@@ -112,5 +112,5 @@ def test_a_domain_that_uses_everything_saves_nothing(tmp_path: Path) -> None:
     job.checkpoint.tokenizer = BYTES
     with pytest.raises(InputError, match="leave the stage out"):
         stage_trim_vocabulary.run(job, stage_trim_vocabulary.Settings(first_ids=10**6))
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="there is no file"):
         stage_trim_vocabulary.run(job, stage_trim_vocabulary.Settings(texts=(str(tmp_path / "nothing.txt"),)))

@@ -82,12 +82,25 @@ def test_the_same_logits_in_another_row_order(tmp_path: Path) -> None:
     assert np.abs(logits_of(found, ids) - logits_of(source, ids)).max() < 1e-5
 
 
-@pytest.mark.parametrize(("family", "rule"), [("llama", mixed), ("qwen2", mixed), ("llama", all_of("Q5_0"))])
+def five_bits(name: str) -> str:
+    """Layers of Q5_0; transformers reads no quantized tables."""
+    return "Q5_0" if name.startswith("blk.") else "F32"
+
+
+def test_an_export_has_bits_that_every_engine_reads(tmp_path: Path) -> None:
+    source = open_small(tmp_path, five_bits)
+    found = copy(source, tmp_path / "out", has_plain_tables=True)
+    assert found.weights.type_of("blk.0.ffn_up.weight") is TensorType.Q8_0
+    wanted = source.weights.dequantize("blk.0.ffn_up.weight")
+    assert np.array_equal(found.weights.dequantize("blk.0.ffn_up.weight"), wanted)
+
+
+@pytest.mark.parametrize(("family", "rule"), [("llama", mixed), ("qwen2", mixed), ("llama", five_bits)])
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_transformers_computes_the_same(tmp_path: Path, family: str, rule: TypeRule, is_tied: bool) -> None:
     pairing = "interleaved" if family == "llama" else "half"
     source = open_small(tmp_path, rule, is_tied=is_tied, family=family, rope_pairing=pairing)
-    found = copy(source, tmp_path / "out", has_plain_tables=rule is not mixed)
+    found = copy(source, tmp_path / "out")
     ids = source.tokenizer.encode(TEXT)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
