@@ -107,10 +107,16 @@ class SegmentQuantizer:
 
     @classmethod
     def of_stage(
-        cls, job: StageJob, settings: RoundingSettings, *, damping: float = DAMPING, widest: int = WIDEST
+        cls,
+        job: StageJob,
+        settings: RoundingSettings,
+        *,
+        damping: float = DAMPING,
+        widest: int = WIDEST,
+        has_text: bool = True,
     ) -> SegmentQuantizer:
-        """The one that a stage asks for; it gives back what the stream has lost where its method can."""
-        correction = settings.correction if settings.method in CORRECTED else 0.0
+        """The one that a stage asks for; with text it gives back what the stream has lost where its method can."""
+        correction = settings.correction if has_text and settings.method in CORRECTED else 0.0
         return cls(
             job.checkpoint.graph(),
             method=settings.method,
@@ -145,8 +151,9 @@ class SegmentQuantizer:
             for value, names in visit.segment.linears.items()
         }
         groups = {value: names for value, names in groups.items() if names}
-        needs_data = self._method not in DATA_FREE and any(
-            types[name] not in NEAREST_TYPES for names in groups.values() for name in names
+        needs_data = self._original is not None or (
+            self._method not in DATA_FREE
+            and any(types[name] not in NEAREST_TYPES for names in groups.values() for name in names)
         )
         stream = self._original.after(visit.index) if self._original is not None and needs_data else None
         weights = row_weights(visit, stream) if needs_data else None
@@ -176,7 +183,7 @@ class SegmentQuantizer:
             reason = f"more than {self._widest} inputs are too many for gptq; {_WHY[method]}"
         is_plain = all(types[name] in NEAREST_TYPES for name in names)
         targets: dict[str, Floats] = {}
-        if method == "gptq" and not is_plain and statistics is None and self._can_correct(visit, names):
+        if method == "gptq" and statistics is None and self._can_correct(visit, names):
             statistics, targets[names[0]] = self._corrected(visit, names[0], weights)
         if method not in DATA_FREE and not is_plain and statistics is None:
             statistics = weighted_statistics(visit, (value,), weights, has_gram=method == "gptq", is_kept=True)[value]
@@ -190,7 +197,8 @@ class SegmentQuantizer:
             chosen = "nearest" if tensor_type in NEAREST_TYPES else method
             rule = "search" if chosen == "fit" else chosen
             stored, report = quantize(weight, tensor_type, rule, statistics, self._options, factor)  # type: ignore[arg-type]
-            why = "; ".join((reason if chosen != "nearest" else _WHY["nearest"], *report.notes))
+            simple = _WHY["nearest"] if not targets else "gives back a part of what the residual stream has lost"
+            why = "; ".join((reason if chosen != "nearest" else simple, *report.notes))
             self._keep(visit, made, alike, stored, why, report)
 
     def _can_correct(self, visit: Visit, names: tuple[str, ...]) -> bool:

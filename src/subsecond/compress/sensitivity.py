@@ -83,21 +83,28 @@ def groups_to_measure(
     formats: Mapping[str, str],
     share: float,
 ) -> tuple[LayerGroup, ...]:
-    """The `share` of all groups that are estimated to lose most in their smallest format, in their order.
+    """The `share` of the groups of every kind, at least one, in their order.
 
     formats  the smallest format of every group, by its name
 
-    One group of every kind is among them, so that each kind has a factor.
+    A third of them are estimated to lose most in that format; the others are spread over the layers, since how far an
+    error at the stream leads from one layer to the next, and of those that lose most it says little for the rest.
     """
     if not 0 < share <= 1:
         raise InputError(f"share is {share}; it must lie above 0 and at most at 1")
-    ranked = sorted(groups, key=lambda group: -estimates[group.name, formats[group.name]].stream_error)
-    chosen = {group.name for group in ranked[: math.ceil(share * len(groups))]}
-    of_kinds = {group.kind for group in ranked if group.name in chosen}
-    for group in ranked:
-        if group.kind not in of_kinds:
-            of_kinds.add(group.kind)
-            chosen.add(group.name)
+    by_kind: dict[str, list[LayerGroup]] = defaultdict(list)
+    for group in groups:
+        by_kind[group.kind].append(group)
+    chosen: set[str] = set()
+    for alike in by_kind.values():
+        count = math.ceil(share * len(alike))
+        ranked = sorted(alike, key=lambda group: -estimates[group.name, formats[group.name]].stream_error)
+        chosen |= {group.name for group in ranked[: count // 3]}
+        others = [group for group in alike if group.name not in chosen]
+        places = (
+            np.linspace(0, len(others) - 1, count - count // 3).round().astype(int) if count > 1 else [len(others) // 2]
+        )
+        chosen |= {others[place].name for place in places}
     return tuple(group for group in groups if group.name in chosen)
 
 
@@ -109,24 +116,25 @@ def predicted_losses(
     """Mean KL of every (group, format) of `estimates`.
 
     measured  mean KL of some of them; a group's other formats follow from its own factor, other groups' from the median
-              factor of their kind, kinds without one from the median of all
+              factor of the three nearest layers of their kind, kinds without one from the median of all
     """
     factors: dict[str, list[float]] = defaultdict(list)
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    kinds = {group.name: group.kind for group in groups}
+    by_name = {group.name: group for group in groups}
     for key, kl in sorted(measured.items()):
         stream_error = estimates[key].stream_error
         if stream_error > 0:
             factors[key[0]].append(max(kl, 0.0) / stream_error)
-            by_kind[kinds[key[0]]].append(max(kl, 0.0) / stream_error)
-    every = [factor for found in factors.values() for factor in found]
-    overall = median(every) if every else 1.0
-    losses = {}
-    for key, estimate in estimates.items():
-        own, alike = factors.get(key[0]), by_kind.get(kinds[key[0]])
-        factor = median(own) if own else median(alike) if alike else overall
-        losses[key] = measured.get(key, factor * estimate.stream_error)
-    return losses
+    own = {name: median(found) for name, found in factors.items()}
+    overall = median(own.values()) if own else 1.0
+
+    def factor_of(name: str) -> float:
+        group = by_name[name]
+        alike = [by_name[each] for each in own if by_name[each].kind == group.kind]
+        nearest = sorted(alike, key=lambda each: (abs(each.segment - group.segment), each.segment))[:3]
+        return median(own[each.name] for each in nearest) if nearest else overall
+
+    found = {name: own[name] if name in own else factor_of(name) for name, _ in estimates}
+    return {key: measured.get(key, found[key[0]] * each.stream_error) for key, each in estimates.items()}
 
 
 @dataclass(frozen=True, slots=True)

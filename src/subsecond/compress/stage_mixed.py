@@ -41,7 +41,7 @@ class Settings:
     types: tuple[str, ...] = setting(PORTABLE, "what a group may become; F16 is always allowed where nothing else fits")
     measured_share: float = setting(
         0.25,
-        "of the groups, those that seem to lose most, are measured",
+        "of the groups of every kind are measured",
         minimum=0,
         maximum=1,
         is_minimum_excluded=True,

@@ -79,7 +79,9 @@ def needs_calibration(settings: Settings) -> bool:
 def run(job: StageJob, settings: Settings) -> StageResult:
     """Round every linear of the layers, the head and the table; everything else is taken as it is stored."""
     graph = job.checkpoint.graph()
-    quantizer = SegmentQuantizer.of_stage(job, settings, damping=settings.damping, widest=settings.widest)
+    quantizer = SegmentQuantizer.of_stage(
+        job, settings, damping=settings.damping, widest=settings.widest, has_text=needs_calibration(settings)
+    )
 
     def work(visit: Visit) -> SegmentResult:
         types = {
