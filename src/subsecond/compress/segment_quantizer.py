@@ -30,7 +30,7 @@ from subsecond.graph.ops import Embed, GatedActivation, Linear, MixtureOfExperts
 from subsecond.models.weights import StoredTensor
 
 METHODS = ("gptq", "search", "fit", "nearest", "awq", "autoround", "hqq")
-WIDEST = 4096  # beyond it the time of gptq, which grows with the cube of the inputs, is all the time there is
+WIDEST = 6144  # beyond it the time of gptq, which grows with the cube of the inputs, is all the time there is
 DATA_FREE = ("fit", "nearest", "hqq")
 DAMPING = 0.1
 """Of Gram matrices of some thousand rows. On the first five layers of SmolLM2-135M, turned, learning from 4,096 rows,
