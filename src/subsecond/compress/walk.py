@@ -14,6 +14,7 @@ from subsecond.backends.torch.backend import run_ops
 from subsecond.backends.torch.step import Step, make_step, rotaries_of
 from subsecond.compress.statistics import InputStatistics, StatisticsSum
 from subsecond.core.errors import FormatError
+from subsecond.core.heap import trim_heap
 from subsecond.graph.graph import Graph
 from subsecond.graph.ops import inputs_of, weights_of
 from subsecond.graph.segments import Segment, segments
@@ -169,6 +170,7 @@ class Visit:
         for name in walk.live.keys() - walk.read_after(self.index):
             del walk.live[name]
         walk.source.release()
+        trim_heap()
 
     def _inputs(self, rows: slice) -> dict[str, Tensor]:
         return {name: self.walk.live[name][rows] for name in self.segment.inputs}
