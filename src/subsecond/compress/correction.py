@@ -96,8 +96,8 @@ def correct_writers(
 ) -> SegmentResult:
     """Fit the linears of a segment that write to the residual stream so that they give back what it has lost.
 
-    Those that `source` stores in blocks stay, since what is fitted takes half precision; so do those that write through
-    a norm. The report says so.
+    Those that `source` stores in blocks stay, since what is fitted takes half precision; the report names them. Those
+    that write through a norm are not looked at.
     """
     tensors, decisions = {}, []
     for op in visit.segment.ops:

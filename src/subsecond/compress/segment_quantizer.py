@@ -40,7 +40,7 @@ CORRECTION, CORRECTION_DAMPING = 0.5, 0.5
 """With 15,360 rows 0.0067 to 0.0070 instead of 0.0081. More correction, or less damping of it, learns text by heart:
 with all of it and a damping of 0.01 0.0148 on other text, 0.0010 on its own (4,096 rows)."""
 ROUTER = "_inp.weight"
-TABLE_BITS = ("4", "5", "8", "16")  # that checkpoints hold
+PORTABLE_BITS = ("4", "5", "8", "16")  # that checkpoints hold
 _WHY = {
     "gptq": "later inputs make up for the errors of earlier ones",
     "search": "scales that lose least on the inputs seen",

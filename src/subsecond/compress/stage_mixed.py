@@ -10,7 +10,7 @@ from subsecond.compress.gptq import GptqOptions
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
-from subsecond.compress.segment_quantizer import CORRECTION, DAMPING, TABLE_BITS, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import CORRECTION, DAMPING, PORTABLE_BITS, SegmentQuantizer, round_table
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult, in_parts
@@ -47,8 +47,10 @@ class Settings:
         is_minimum_excluded=True,
     )
     measured_windows: int = setting(4, "of the held-out windows, those to measure with", minimum=1, maximum=1000)
-    head_bits: str = setting("8", "bits of the output head", choices=TABLE_BITS)
-    table_bits: str = setting("8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS)
+    head_bits: str = setting("8", "bits of the output head", choices=PORTABLE_BITS)
+    table_bits: str = setting(
+        "8", "bits of the embedding table; a tied head has the more of both", choices=PORTABLE_BITS
+    )
     method: str = setting("gptq", "how weights are rounded", choices=("gptq", "search", "autoround"))
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
     correction: float = setting(

@@ -38,7 +38,7 @@ class Settings:
     method: str = setting("sensitivity", "how neurons are ranked", choices=METHODS)
     refit: bool = setting(True, "fit the down projection to the neurons that stay")
     correction: float = setting(
-        0.5, "part of what earlier parts have lost that the down projection gives back", minimum=0.0, maximum=1.0
+        0.5, "part of what earlier parts have lost that writers of the stream give back", minimum=0.0, maximum=1.0
     )
     gradient_windows: int = setting(
         8, "calibration windows whose loss taylor follows back to the neurons", minimum=1, maximum=1024

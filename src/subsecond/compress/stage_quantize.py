@@ -10,7 +10,7 @@ from subsecond.compress.segment_quantizer import (
     DAMPING,
     DATA_FREE,
     METHODS,
-    TABLE_BITS,
+    PORTABLE_BITS,
     WIDEST,
     SegmentQuantizer,
     round_table,
@@ -25,7 +25,6 @@ from subsecond.graph.graph import Graph
 from subsecond.models.readings import READINGS
 
 BITS = ("2", "3", "4", "5", "6", "8", "16")
-PORTABLE_BITS = TABLE_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,10 @@ class Settings:
         choices=("portable", "gguf"),
     )
     reading: str = setting("stored", "how linears of layers are executed", choices=READINGS[:-1])
-    head_bits: str = setting("8", "bits of the output head", choices=TABLE_BITS)
-    table_bits: str = setting("8", "bits of the embedding table; a tied head has the more of both", choices=TABLE_BITS)
+    head_bits: str = setting("8", "bits of the output head", choices=PORTABLE_BITS)
+    table_bits: str = setting(
+        "8", "bits of the embedding table; a tied head has the more of both", choices=PORTABLE_BITS
+    )
     forced: bool = setting(False, "round to 2 or 3 bits although that ruins small models")
     sweeps: int = setting(2, "rounds of coordinate descent after gptq", minimum=0, maximum=20)
     damping: float = setting(DAMPING, "of the Gram matrix, for gptq", minimum=0, maximum=1, is_minimum_excluded=True)
