@@ -82,7 +82,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--window-tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9, help="of which the first, one more, does not count")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if min(args.rounds, args.windows) < 1 or args.window_tokens < 2:
+        parser.error("--rounds and --windows need at least 1, --window-tokens at least 2")
+    return args
 
 
 def _windows(checkpoint: Checkpoint, paths: Sequence[Path], count: int, num_tokens: int) -> Int32:

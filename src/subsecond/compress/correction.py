@@ -75,6 +75,19 @@ def original_stream(job: StageJob, strength: float) -> OriginalStream | None:
     return OriginalStream(job.checkpoint.graph(), job.checkpoint.weights, job.calibration.windows)
 
 
+def corrected_target(
+    visit: Visit, weight: str, original: OriginalStream, strength: float, damping: float, rows: Tensor | None = None
+) -> tuple[InputStatistics, Floats]:
+    """Statistics of what a linear that writes to the stream reads, and its `corrected_weight` [out, in].
+
+    `rows` float32 [rows] say how much each row counts; None for what `row_weights` says.
+    """
+    stream = original.after(visit.index)
+    rows = row_weights(visit, stream) if rows is None else rows
+    statistics, cross = input_and_loss(visit, weight, stream, rows)
+    return statistics, corrected_weight(visit.weights[weight].numpy(), statistics.gram, cross, strength, damping)
+
+
 def input_and_target(
     visit: Visit, weight: str, original: OriginalStream | None, strength: float, damping: float
 ) -> tuple[InputStatistics, Floats]:
@@ -82,13 +95,10 @@ def input_and_target(
 
     That is the weight itself without an `original`, and where the linear has a bias or does not write to the stream.
     """
-    value = visit.weights[weight].numpy()
     bias = weight.removesuffix("weight") + "bias"
     if original is None or bias in visit.weights or not writes_stream(visit.segment, weight):
-        return statistics_of(visit, weight), value
-    stream = original.after(visit.index)
-    statistics, cross = input_and_loss(visit, weight, stream, row_weights(visit, stream))
-    return statistics, corrected_weight(value, statistics.gram, cross, strength, damping)
+        return statistics_of(visit, weight), visit.weights[weight].numpy()
+    return corrected_target(visit, weight, original, strength, damping)
 
 
 def correct_writers(
@@ -110,12 +120,10 @@ def correct_writers(
             why = f"{source.type_of(name).name} is smaller than the half precision of what is fitted"
             decisions.append(Decision(name, "left as it is", why))
             continue
-        stream = original.after(visit.index)
-        statistics, cross = input_and_loss(visit, name, stream, row_weights(visit, stream))
-        if not cross.any():
-            continue
         before = visit.weights[name].numpy()
-        target = corrected_weight(before, statistics.gram, cross, strength, damping)
+        statistics, target = corrected_target(visit, name, original, strength, damping)
+        if np.array_equal(target, before):
+            continue  # nothing is lost yet
         tensors[name] = as_half(target)
         visit.weights[name] = torch.from_numpy(tensors[name].dequantize())
         figures = {"relative_change": float(np.sqrt(output_error(before, target, statistics.gram)))}

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from subsecond.compress.autoround import AutoRoundOptions, learn_rounding
 from subsecond.compress.awq import AwqOptions, awq_scales, scaled_statistics
-from subsecond.compress.correction import OriginalStream, corrected_weight, original_stream
+from subsecond.compress.correction import OriginalStream, corrected_target, original_stream
 from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq_targets
 from subsecond.compress.layer_groups import group_name
-from subsecond.compress.linear_inputs import input_and_loss, writes_stream
+from subsecond.compress.linear_inputs import writes_stream
 from subsecond.compress.methods import NEAREST_TYPES, MethodOptions, make_grid, quantize
 from subsecond.compress.output_error import QuantizationReport
 from subsecond.compress.rounding import GRID_FORMATS, Floats
@@ -184,7 +184,10 @@ class SegmentQuantizer:
         is_plain = all(types[name] in NEAREST_TYPES for name in names)
         targets: dict[str, Floats] = {}
         if method == "gptq" and statistics is None and self._can_correct(visit, names):
-            statistics, targets[names[0]] = self._corrected(visit, names[0], weights)
+            assert self._original is not None, "corrections were asked for"
+            statistics, targets[names[0]] = corrected_target(
+                visit, names[0], self._original, self._correction, CORRECTION_DAMPING, weights
+            )
         if method not in DATA_FREE and not is_plain and statistics is None:
             statistics = weighted_statistics(visit, (value,), weights, has_gram=method == "gptq", is_kept=True)[value]
         factor: Factor | None = None
@@ -206,13 +209,6 @@ class SegmentQuantizer:
         bias = names[0].removesuffix("weight") + "bias"
         is_alone = len(names) == 1 and bias not in visit.weights
         return self._original is not None and is_alone and writes_stream(visit.segment, names[0])
-
-    def _corrected(self, visit: Visit, name: str, weights: Tensor | None) -> tuple[InputStatistics, Floats]:
-        """Statistics of the input, and the weight that gives back a part of what the stream has lost."""
-        assert self._original is not None, "corrections were asked for"
-        statistics, cross = input_and_loss(visit, name, self._original.after(visit.index), weights)
-        value = visit.weights[name].numpy()
-        return statistics, corrected_weight(value, statistics.gram, cross, self._correction, CORRECTION_DAMPING)
 
     def _learn(
         self,
