@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
+
 from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq
 from subsecond.compress.hqq import HqqOptions, hqq
 from subsecond.compress.output_error import QuantizationReport, report
@@ -30,6 +32,7 @@ Method = Literal["nearest", "search", "gptq", "hqq"]
 
 NEAREST_TYPES = (TensorType.F16, TensorType.Q8_0)
 """So little is lost in them that no method is needed."""
+SLICE_ROWS = 8192
 _LOW_BITS = {
     3: "3 bits multiply perplexity by 2.6 on SmolLM2-135M and by 1.65 on Qwen2.5-0.5B, calibrated",
     2: "2 bits without training make models of 1B parameters useless (perplexity 14 becomes 11,551 on Llama-3.2-1B)",
@@ -140,3 +143,21 @@ def quantize(
     grid = make_grid(weight, tensor_type, statistics, options.search)
     stored = round_to_nearest(weight, grid)
     return stored, report("search", weight, stored, statistics)
+
+
+def quantize_rows(
+    weight: Floats,
+    tensor_type: TensorType,
+    method: Method,
+    statistics: InputStatistics | None = None,
+    options: MethodOptions | None = None,
+    factor: Factor | None = None,
+) -> tuple[StoredTensor, QuantizationReport]:
+    """As `quantize`, SLICE_ROWS outputs at a time, which bounds the memory that the weight of a large head takes."""
+    parts = [
+        quantize(weight[start : start + SLICE_ROWS], tensor_type, method, statistics, options, factor)
+        for start in range(0, len(weight), SLICE_ROWS)
+    ]
+    stored = StoredTensor(tensor_type, weight.shape, np.concatenate([part.raw for part, _ in parts]))
+    _, first = parts[0]
+    return stored, report(first.method, weight, stored, statistics, first.notes)

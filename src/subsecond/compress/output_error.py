@@ -63,5 +63,7 @@ def report(
     """The report of `stored`, which `method` made of `weight`."""
     bits = 8.0 * stored.raw.size / weight.size
     stride = -(-len(weight) // REPORTED_ROWS)
-    error = relative_output_error(weight[::stride], stored.dequantize()[::stride], statistics)
+    raw = np.ascontiguousarray(stored.raw.reshape(len(weight), -1)[::stride])
+    seen = StoredTensor(stored.type, (len(raw), *stored.shape[1:]), raw.reshape(-1))
+    error = relative_output_error(weight[::stride], seen.dequantize(), statistics)
     return QuantizationReport(method, stored.type, bits, error, notes)

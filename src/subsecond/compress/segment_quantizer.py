@@ -15,8 +15,8 @@ from subsecond.compress.awq import AwqOptions, awq_scales, scaled_statistics
 from subsecond.compress.correction import OriginalStream, corrected_target, original_stream
 from subsecond.compress.gptq import Factor, GptqOptions, factorize, gptq_targets
 from subsecond.compress.layer_groups import group_name
-from subsecond.compress.linear_inputs import writes_stream
-from subsecond.compress.methods import NEAREST_TYPES, MethodOptions, make_grid, quantize
+from subsecond.compress.linear_inputs import statistics_of, writes_stream
+from subsecond.compress.methods import NEAREST_TYPES, MethodOptions, make_grid, quantize, quantize_rows
 from subsecond.compress.output_error import QuantizationReport
 from subsecond.compress.rounding import GRID_FORMATS, Floats
 from subsecond.compress.row_weights import row_weights, weighted_statistics
@@ -99,8 +99,10 @@ class SegmentQuantizer:
         widest: int = WIDEST,
         correction: float = 0.0,
         original: OriginalStream | None = None,
+        has_text: bool = True,
     ) -> None:
         self._graph, self._method, self._widest = graph, method, widest
+        self._learns = has_text and method in CORRECTED  # what the head reads
         self._correction, self._original = correction, original if correction else None
         self._options = MethodOptions(gptq=GptqOptions(damping, num_sweeps))
         self._rounding = AutoRoundOptions(num_steps=num_steps, num_checks=min(10, num_steps), seed=seed)
@@ -127,7 +129,34 @@ class SegmentQuantizer:
             widest=widest,
             correction=correction,
             original=original_stream(job, correction),
+            has_text=has_text,
         )
+
+    def tables(self, visit: Visit, head_bits: int, table_bits: int) -> dict[str, TensorType]:
+        """Types of those of the embedding table and the head that are rounded with the segment.
+
+        A tied one has the more of both bits, and is rounded with the head where that learns from what it reads. A
+        table of positions or of token types stays as it is, and so does one whose width has no blocks.
+        """
+        graph, is_head = self._graph, self._graph.output in visit.segment.outputs
+        tables = {op.weight for op in graph.ops if isinstance(op, Embed) and op.index == "token"}
+        heads = {
+            name
+            for op in graph.ops
+            if isinstance(op, Linear) and graph.values[op.output].rows == "selected"
+            for name in op.weights
+        }
+        found = {}
+        for name in sorted((tables | heads) & set(visit.weights)):
+            bits = max(head_bits * (name in heads), table_bits * (name in tables))
+            width = graph.weights[name][-1]
+            blocks = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
+            if width % BLOCK_LAYOUTS[blocks].num_elements:
+                blocks = TensorType.F16
+            with_head = name in heads and (name not in tables or (self._learns and blocks not in NEAREST_TYPES))
+            if with_head == is_head:
+                found[name] = blocks
+        return found
 
     def round(
         self, visit: Visit, types: Mapping[str, TensorType], tables: Mapping[str, TensorType] | None = None
@@ -135,15 +164,13 @@ class SegmentQuantizer:
         """Round the linears and experts of the segment, and leave what they became in `visit.weights`.
 
         types   of weights by name; routers of experts stay as they are
-        tables  types of the weights of the head and the embedding, which are rounded without data
+        tables  those of the head and the embedding, from `tables`; the latter is rounded without data
         """
         made, tables = Made(), tables or {}
+        is_head = self._graph.output in visit.segment.outputs
         for name, tensor_type in tables.items():
-            rule = "nearest" if tensor_type in NEAREST_TYPES or self._method == "nearest" else "search"
-            stored, report = quantize(visit.weights[name].numpy(), tensor_type, rule)  # type: ignore[arg-type]
-            found = None if rule == "nearest" else report
-            self._keep(visit, made, (name,), stored, _WHY["nearest" if found is None else "fit"], found)
-        if self._graph.output in visit.segment.outputs:
+            self._round_table(visit, name, tensor_type, is_head, made)
+        if is_head:
             return SegmentResult(made.tensors, tuple(made.decisions))
         self._round_experts(visit, types, made)
         groups = {
@@ -164,6 +191,22 @@ class SegmentQuantizer:
             for value, names in groups.items():
                 self._round_group(visit, types, value, names, scaled.get(value), weights, made)
         return SegmentResult(made.tensors, tuple(made.decisions))
+
+    def _round_table(self, visit: Visit, name: str, tensor_type: TensorType, is_head: bool, made: Made) -> None:
+        """Round a table, of which a slice is worked on at a time; a head of few bits learns from what it reads."""
+        weight = visit.weights[name].numpy()
+        if tensor_type in NEAREST_TYPES or self._method == "nearest":
+            stored, _ = quantize(weight, tensor_type, "nearest")
+            self._keep(visit, made, (name,), stored, _WHY["nearest"])
+            return
+        if is_head and self._learns:
+            statistics = statistics_of(visit, name)
+            factor = factorize(statistics, self._options.gptq)
+            stored, report = quantize_rows(weight, tensor_type, "gptq", statistics, self._options, factor)
+            self._keep(visit, made, (name,), stored, _WHY["gptq"], report)
+            return
+        stored, report = quantize_rows(weight, tensor_type, "search", options=self._options)
+        self._keep(visit, made, (name,), stored, _WHY["fit"], report)
 
     def _round_group(
         self,
@@ -320,31 +363,6 @@ class SegmentQuantizer:
         if report is not None and np.isfinite(report.relative_error):
             figures["relative_error"] = report.relative_error
         made.decisions.append(Decision(group_name(names), f"{stored.type.name} by {method}", why, figures))
-
-
-def round_table(graph: Graph, visit: Visit, head_bits: int, table_bits: int) -> dict[str, TensorType]:
-    """Types of the embedding table and the head, where the segment has them; a tied one has the more of both bits.
-
-    A table of positions or of token types stays as it is, and so does one whose width has no blocks.
-    """
-    is_head = graph.output in visit.segment.outputs
-    tables = {op.weight for op in graph.ops if isinstance(op, Embed) and op.index == "token"}
-    heads = {
-        name
-        for op in graph.ops
-        if isinstance(op, Linear) and graph.values[op.output].rows == "selected"
-        for name in op.weights
-    }
-    wanted = (heads if is_head else {op.weight for op in visit.segment.ops if isinstance(op, Embed)}) & (tables | heads)
-    if is_head:
-        wanted -= tables  # a tied one is written with the table
-    found = {}
-    for name in sorted(wanted & set(visit.weights)):
-        bits = max(head_bits * (name in heads), table_bits * (name in tables))
-        width = graph.weights[name][-1]
-        blocks = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
-        found[name] = blocks if width % BLOCK_LAYOUTS[blocks].num_elements == 0 else TensorType.F16
-    return found
 
 
 def producer_of(visit: Visit, value: str) -> tuple[str, ...] | None:

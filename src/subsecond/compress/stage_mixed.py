@@ -10,7 +10,7 @@ from subsecond.compress.gptq import GptqOptions
 from subsecond.compress.kernel_times import Kernel, time_kernels
 from subsecond.compress.knapsack import Option, choose
 from subsecond.compress.layer_groups import LayerGroup, bits_of, layer_groups
-from subsecond.compress.segment_quantizer import CORRECTION, DAMPING, PORTABLE_BITS, SegmentQuantizer, round_table
+from subsecond.compress.segment_quantizer import CORRECTION, DAMPING, PORTABLE_BITS, SegmentQuantizer
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.sensitivity import Losses, measure_losses
 from subsecond.compress.stage import Decision, Rejection, StageJob, StageResult, in_parts
@@ -94,7 +94,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
 
     def work(visit: Visit) -> SegmentResult:
         missing = {name: TensorType.F16 for name in visit.segment.matrices if name not in types}
-        tables = round_table(graph, visit, int(settings.head_bits), int(settings.table_bits))
+        tables = quantizer.tables(visit, int(settings.head_bits), int(settings.table_bits))
         return quantizer.round(visit, {**types, **missing}, tables)
 
     decisions = run_segments(replace(job, progress=in_parts(job.progress, 1, 2)), work, graph)

@@ -13,7 +13,6 @@ from subsecond.compress.segment_quantizer import (
     PORTABLE_BITS,
     WIDEST,
     SegmentQuantizer,
-    round_table,
 )
 from subsecond.compress.segment_run import SegmentResult, run_segments
 from subsecond.compress.stage import Decision, StageJob, StageResult
@@ -88,9 +87,7 @@ def run(job: StageJob, settings: Settings) -> StageResult:
         types = {
             name: _type_of(graph, name, settings) for names in visit.segment.linears.values() for name in names
         } | {name: _type_of(graph, name, settings) for name in visit.segment.matrices}
-        return quantizer.round(
-            visit, types, round_table(graph, visit, int(settings.head_bits), int(settings.table_bits))
-        )
+        return quantizer.round(visit, types, quantizer.tables(visit, int(settings.head_bits), int(settings.table_bits)))
 
     decisions = run_segments(job, work, graph)
     job.sink.readings.clear()

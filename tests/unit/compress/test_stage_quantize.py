@@ -18,7 +18,7 @@ from subsecond.compress.walk import Walk
 from subsecond.core.errors import InputError, UnsupportedError
 from subsecond.formats.gguf_types import TensorType
 from subsecond.graph.graph import Graph
-from subsecond.models.weights import HeldWeights
+from subsecond.models.weights import HeldWeights, stored_tensor
 from tests.unit.compress.small_model import logits_of, mean_kl, put_by, small_graph, small_job, small_windows
 
 
@@ -111,6 +111,24 @@ def test_few_bits_of_head_and_table_are_searched(tmp_path: Path) -> None:
         weight = job.checkpoint.weights.dequantize("token_embd.weight")
         errors[method] = float(np.square(put["token_embd.weight"].dequantize() - weight).sum())
     assert errors["fit"] < 0.95 * errors["nearest"]
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_head_of_few_bits_learns_from_what_it_reads(tmp_path: Path, is_tied: bool) -> None:
+    name = "token_embd.weight" if is_tied else "output.weight"
+    losses = {}
+    for method in ("search", "gptq"):
+        job = small_job(tmp_path / method, small_graph(is_tied=is_tied))
+        settings = Settings(method=method, head_bits="4", table_bits="4" if is_tied else "8")
+        decisions = stage_quantize.run(job, settings).decisions
+        done = [each for each in decisions if each.part == name.removesuffix(".weight")]
+        assert [each.what for each in done] == [f"Q4_0 by {method}"]
+        plain = {each: stored_tensor(job.checkpoint.weights, each) for each in job.checkpoint.graph().weights}
+        plain["output.weight"] = plain[name]
+        original, held = HeldWeights(plain), HeldWeights({**plain, "output.weight": put_by(job)[name]})
+        graph, windows = small_graph(is_tied=False), small_windows(4, seed=11)
+        losses[method] = mean_kl(logits_of(graph, original, windows), logits_of(graph, held, windows))
+    assert losses["gptq"] < 0.9 * losses["search"]
 
 
 def test_awq_folds_its_scales_into_norms_and_rows(tmp_path: Path) -> None:
