@@ -85,7 +85,10 @@ def corrected_target(
     stream = original.after(visit.index)
     rows = row_weights(visit, stream) if rows is None else rows
     statistics, cross = input_and_loss(visit, weight, stream, rows)
-    return statistics, corrected_weight(visit.weights[weight].numpy(), statistics.gram, cross, strength, damping)
+    value: Floats = visit.weights[weight].numpy()
+    if not cross.any():
+        return statistics, value  # nothing is lost yet
+    return statistics, corrected_weight(value, statistics.gram, cross, strength, damping)
 
 
 def input_and_target(
@@ -123,7 +126,7 @@ def correct_writers(
         before = visit.weights[name].numpy()
         statistics, target = corrected_target(visit, name, original, strength, damping)
         if np.array_equal(target, before):
-            continue  # nothing is lost yet
+            continue
         tensors[name] = as_half(target)
         visit.weights[name] = torch.from_numpy(tensors[name].dequantize())
         figures = {"relative_change": float(np.sqrt(output_error(before, target, statistics.gram)))}

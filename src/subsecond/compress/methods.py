@@ -33,6 +33,7 @@ Method = Literal["nearest", "search", "gptq", "hqq"]
 NEAREST_TYPES = (TensorType.F16, TensorType.Q8_0)
 """So little is lost in them that no method is needed."""
 SLICE_ROWS = 8192
+"""Of a large table: a method holds some arrays as large as what it works on."""
 _LOW_BITS = {
     3: "3 bits multiply perplexity by 2.6 on SmolLM2-135M and by 1.65 on Qwen2.5-0.5B, calibrated",
     2: "2 bits without training make models of 1B parameters useless (perplexity 14 becomes 11,551 on Llama-3.2-1B)",
@@ -153,7 +154,7 @@ def quantize_rows(
     options: MethodOptions | None = None,
     factor: Factor | None = None,
 ) -> tuple[StoredTensor, QuantizationReport]:
-    """As `quantize`, SLICE_ROWS outputs at a time, which bounds the memory that the weight of a large head takes."""
+    """As `quantize`, SLICE_ROWS outputs at a time, so that a table of many takes little memory beside itself."""
     parts = [
         quantize(weight[start : start + SLICE_ROWS], tensor_type, method, statistics, options, factor)
         for start in range(0, len(weight), SLICE_ROWS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class SegmentQuantizer:
         has_text: bool = True,
     ) -> None:
         self._graph, self._method, self._widest = graph, method, widest
-        self._learns = has_text and method in CORRECTED  # what the head reads
+        self._is_learning = has_text and method in CORRECTED  # from what the head reads
         self._correction, self._original = correction, original if correction else None
         self._options = MethodOptions(gptq=GptqOptions(damping, num_sweeps))
         self._rounding = AutoRoundOptions(num_steps=num_steps, num_checks=min(10, num_steps), seed=seed)
@@ -133,13 +133,13 @@ class SegmentQuantizer:
         )
 
     def tables(self, visit: Visit, head_bits: int, table_bits: int) -> dict[str, TensorType]:
-        """Types of those of the embedding table and the head that are rounded with the segment.
+        """Types of the embedding table and the head, of those that are rounded with the segment.
 
-        A tied one has the more of both bits, and is rounded with the head where that learns from what it reads. A
-        table of positions or of token types stays as it is, and so does one whose width has no blocks.
+        A tied one has the more of both bits, and is rounded with the head where that learns from what it reads: segments
+        see it unrounded. One whose width has no blocks becomes F16; a table of positions or of token types stays as it is.
         """
         graph, is_head = self._graph, self._graph.output in visit.segment.outputs
-        tables = {op.weight for op in graph.ops if isinstance(op, Embed) and op.index == "token"}
+        embeddings = {op.weight for op in graph.ops if isinstance(op, Embed) and op.index == "token"}
         heads = {
             name
             for op in graph.ops
@@ -147,13 +147,13 @@ class SegmentQuantizer:
             for name in op.weights
         }
         found = {}
-        for name in sorted((tables | heads) & set(visit.weights)):
-            bits = max(head_bits * (name in heads), table_bits * (name in tables))
+        for name in sorted((embeddings | heads) & set(visit.weights)):
+            bits = max(head_bits * (name in heads), table_bits * (name in embeddings))
             width = graph.weights[name][-1]
             blocks = {4: TensorType.Q4_0, 5: TensorType.Q5_0, 8: TensorType.Q8_0}.get(bits, TensorType.F16)
             if width % BLOCK_LAYOUTS[blocks].num_elements:
                 blocks = TensorType.F16
-            with_head = name in heads and (name not in tables or (self._learns and blocks not in NEAREST_TYPES))
+            with_head = name in heads and (name not in embeddings or self._can_learn(name, blocks))
             if with_head == is_head:
                 found[name] = blocks
         return found
@@ -164,7 +164,7 @@ class SegmentQuantizer:
         """Round the linears and experts of the segment, and leave what they became in `visit.weights`.
 
         types   of weights by name; routers of experts stay as they are
-        tables  those of the head and the embedding, from `tables`; the latter is rounded without data
+        tables  of the embedding table and the head, from `tables`; only a head of few bits learns from text
         """
         made, tables = Made(), tables or {}
         is_head = self._graph.output in visit.segment.outputs
@@ -192,21 +192,25 @@ class SegmentQuantizer:
                 self._round_group(visit, types, value, names, scaled.get(value), weights, made)
         return SegmentResult(made.tensors, tuple(made.decisions))
 
+    def _can_learn(self, name: str, tensor_type: TensorType) -> bool:
+        """Whether a head of that type is rounded by what it reads."""
+        is_narrow = self._graph.weights[name][-1] <= self._widest
+        return self._is_learning and tensor_type not in NEAREST_TYPES and is_narrow
+
     def _round_table(self, visit: Visit, name: str, tensor_type: TensorType, is_head: bool, made: Made) -> None:
-        """Round a table, of which a slice is worked on at a time; a head of few bits learns from what it reads."""
-        weight = visit.weights[name].numpy()
+        """Round the embedding table or the head; a head of few bits by what it reads."""
+        rule: Literal["nearest", "search", "gptq"] = "search"
+        statistics, factor = None, None
         if tensor_type in NEAREST_TYPES or self._method == "nearest":
-            stored, _ = quantize(weight, tensor_type, "nearest")
-            self._keep(visit, made, (name,), stored, _WHY["nearest"])
-            return
-        if is_head and self._learns:
+            rule = "nearest"
+        elif is_head and self._can_learn(name, tensor_type):
             statistics = statistics_of(visit, name)
             factor = factorize(statistics, self._options.gptq)
-            stored, report = quantize_rows(weight, tensor_type, "gptq", statistics, self._options, factor)
-            self._keep(visit, made, (name,), stored, _WHY["gptq"], report)
-            return
-        stored, report = quantize_rows(weight, tensor_type, "search", options=self._options)
-        self._keep(visit, made, (name,), stored, _WHY["fit"], report)
+            rule = "search" if factor is None else "gptq"
+        weight = visit.weights[name].numpy()
+        stored, report = quantize_rows(weight, tensor_type, rule, statistics, self._options, factor)
+        why = "; ".join((_WHY["fit" if rule == "search" else rule], *report.notes))
+        self._keep(visit, made, (name,), stored, why, report if rule != "nearest" else None)
 
     def _round_group(
         self,

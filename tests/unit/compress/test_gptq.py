@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from subsecond.compress import methods
+from subsecond.compress import output_error as output_errors
 from subsecond.compress.gptq import BLOCK, GptqOptions, factorize, gptq
-from subsecond.compress.methods import make_grid, quantize
+from subsecond.compress.methods import Method, make_grid, quantize, quantize_rows
 from subsecond.compress.output_error import relative_output_error
 from subsecond.compress.rounding import Grid, plain_grid, round_to_nearest
 from subsecond.compress.statistics import InputStatistics
@@ -129,6 +131,21 @@ def test_rows_do_not_depend_on_each_other() -> None:
     part, _ = gptq(weight[10:20].copy(), statistics, grid.rows(10, 20), factor=factor)
     is_alike = np.isclose(whole.dequantize()[10:20], part.dequantize()).all(axis=1)
     assert is_alike.mean() >= 0.9  # sums of other sizes may break ties otherwise
+
+
+@pytest.mark.parametrize(("tensor_type", "method"), [("Q8_0", "nearest"), ("Q5_0", "search"), ("Q5_0", "gptq")])
+def test_slices_of_rows_are_the_rows(monkeypatch: pytest.MonkeyPatch, tensor_type: str, method: Method) -> None:
+    monkeypatch.setattr(methods, "SLICE_ROWS", 24)
+    monkeypatch.setattr(output_errors, "REPORTED_ROWS", 20)
+    rows, weight = make_inputs(96), make_weight(50, 96)
+    statistics = statistics_of(rows)
+    stored, report = quantize_rows(weight, TensorType[tensor_type], method, statistics)
+    whole, of_whole = quantize(weight, TensorType[tensor_type], method, statistics)
+    assert (stored.type, stored.shape, report.method) == (whole.type, whole.shape, of_whole.method)
+    is_alike = np.isclose(stored.dequantize(), whole.dequantize()).all(axis=1)
+    assert is_alike.mean() >= 0.9  # sums of other sizes may break ties otherwise
+    every_third = relative_output_error(weight[::3], stored.dequantize()[::3], statistics)
+    assert report.relative_error == pytest.approx(every_third, rel=1e-5)
 
 
 def test_the_same_call_gives_the_same_bytes() -> None:

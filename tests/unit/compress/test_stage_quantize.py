@@ -115,6 +115,7 @@ def test_few_bits_of_head_and_table_are_searched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_a_head_of_few_bits_learns_from_what_it_reads(tmp_path: Path, is_tied: bool) -> None:
+    """Judged as a head alone: as a table of random values a tied one loses more by gptq, a real one does not."""
     name = "token_embd.weight" if is_tied else "output.weight"
     losses = {}
     for method in ("search", "gptq"):
@@ -267,3 +268,9 @@ def test_wide_weights_have_their_scales_searched(tmp_path: Path) -> None:
     assert {part for part, why in rounded.items() if "too many for gptq" in why} == {
         part for part, width in widths.items() if width > narrowest
     }
+
+
+def test_a_wide_head_has_its_scales_searched(tmp_path: Path) -> None:
+    job = small_job(tmp_path, small_graph(is_tied=False))
+    result = stage_quantize.run(job, Settings(widest=32, head_bits="4"))
+    assert [each.what for each in result.decisions if each.part == "output"] == ["Q4_0 by search"]
