@@ -134,7 +134,7 @@ class _Way:
     passes      times that calibration runs through each segment; num_states of the residual stream are held meanwhile
     has_gram    Gram matrices are summed up, and with has_solver factorized
     is_kept     what linears of a segment read is held between its runs
-    searches    scales of weights are searched, and `rounds` of updates of all columns are made
+    searches    times that scales of weights are searched; `rounds` of updates of all columns are made
     widest      inputs up to which there is a Gram matrix
     """
 
@@ -143,7 +143,7 @@ class _Way:
     has_gram: bool = False
     has_solver: bool = False
     is_kept: bool = False
-    searches: bool = False
+    searches: float = 0
     rounds: float = 1.0
     widest: float = math.inf
 
@@ -169,7 +169,19 @@ def _stage_plan(stage: Stage, graph: Graph, parts: tuple[Segment, ...], recipe: 
             logits_bytes = 4 * 4 * LOGIT_ROWS * graph.values[graph.output].width
             operations += back[0] + 4.0 * 2.0 * _head_elements(graph) * num_tokens
             peak = max(peak, back[1] + logits_bytes)
+        if stage.kind == "mixed":
+            operations += _measuring(stage, graph, parts, recipe)
     return StagePlan(stage.kind, operations / rate, operations, peak + _PROGRAM_BYTES)
+
+
+def _measuring(stage: Stage, graph: Graph, parts: tuple[Segment, ...], recipe: Recipe) -> float:
+    """Operations of running what is behind each measured group, half of the model on average, in each of its types."""
+    settings = stage.settings
+    num_groups = sum(len(part.linears) for part in parts if part.name != "head")
+    num_runs: float = num_groups * settings.measured_share * len(settings.types)
+    num_windows: int = min(settings.measured_windows, recipe.calibration.held_out_windows)
+    elements = sum(_elements(graph, part) for part in parts) / 2 + _head_elements(graph)
+    return 2.0 * num_runs * elements * num_windows * recipe.calibration.window_tokens
 
 
 def _walked(graph: Graph, parts: tuple[Segment, ...], num_tokens: int, way: _Way) -> tuple[float, int]:
@@ -187,8 +199,7 @@ def _walked(graph: Graph, parts: tuple[Segment, ...], num_tokens: int, way: _Way
             width = graph.values[value].width
             kept += width * way.is_kept
             rows = sum(graph.weights[name][0] for name in names)
-            if way.searches:
-                solves += _SEARCH_OPERATIONS * rows * width
+            solves += way.searches * _SEARCH_OPERATIONS * rows * width
             if width > way.widest:
                 continue
             if way.has_gram:
@@ -211,16 +222,16 @@ def _way_of(stage: Stage) -> _Way:
         return _Way(0.5, 2)
     method = getattr(settings, "method", "")
     if kind in ("quantize", "mixed"):
-        searches = kind == "mixed" or method not in ("nearest", "hqq")
+        searches = 1 + len(settings.types) if kind == "mixed" else method not in ("nearest", "hqq")
         has_gram = kind == "mixed" or method == "gptq"
         corrects = bool(settings.correction) and method in CORRECTED
-        passes = 8.0 if kind == "mixed" else 2.3 if corrects else {"autoround": 400.0, "awq": 24.0}.get(method, 2.0)
+        passes = 4.3 if kind == "mixed" else 2.3 if corrects else {"autoround": 400.0, "awq": 24.0}.get(method, 2.0)
         return _Way(
             passes,
             4 if corrects else 2,
             has_gram=has_gram,
             has_solver=has_gram,
-            is_kept=searches and method != "autoround",
+            is_kept=bool(searches) and method != "autoround",
             searches=searches,
             rounds=0.6 * (1 + 2 * settings.sweeps),  # a sweep goes over the errors twice, for scales and for codes
             widest=getattr(settings, "widest", math.inf),

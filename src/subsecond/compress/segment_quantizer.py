@@ -135,8 +135,9 @@ class SegmentQuantizer:
     def tables(self, visit: Visit, head_bits: int, table_bits: int) -> dict[str, TensorType]:
         """Types of the embedding table and the head, of those that are rounded with the segment.
 
-        A tied one has the more of both bits, and is rounded with the head where that learns from what it reads: segments
-        see it unrounded. One whose width has no blocks becomes F16; a table of positions or of token types stays as it is.
+        A tied one has the more of both bits, and is rounded with the head where that learns from what it reads, so that
+        the segments before see it unrounded. One whose width has no blocks becomes F16; a table of positions or of
+        token types stays as it is.
         """
         graph, is_head = self._graph, self._graph.output in visit.segment.outputs
         embeddings = {op.weight for op in graph.ops if isinstance(op, Embed) and op.index == "token"}

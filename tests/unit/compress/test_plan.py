@@ -30,6 +30,8 @@ def test_every_built_in_recipe_has_a_plan(tmp_path: Path, name: str) -> None:
     [
         ("quantize", 'method = "search"', 'method = "autoround"'),
         ("quantize", "correction = 0.0", "correction = 0.5"),
+        ("mixed", "measured_share = 0.25", "measured_share = 1.0"),
+        ("mixed", 'types = ["Q4_0", "Q8_0"]', 'types = ["Q4_0", "Q5_0", "Q8_0"]'),
         ("sparsify", "refit = false", "refit = true"),
         ("prune-width", "refit = false", "refit = true"),
         ("prune-width", 'method = "activation"', 'method = "taylor"'),
