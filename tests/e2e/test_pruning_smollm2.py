@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 
 from subsecond.backends.batch import Float32, Int32
 from subsecond.backends.torch import TorchBackend
-from subsecond.compress import stage_prune_width, stage_sparsify
+from subsecond.compress import stage_prune_depth, stage_prune_width, stage_sparsify
+from subsecond.compress.calibration import CalibrationSettings, calibration_by_model
 from subsecond.compress.stage import Calibration, StageJob
 from subsecond.measure.evaluation import forward_windows
 from subsecond.measure.quality import QualityReport, compare_logits, summarize
@@ -32,54 +35,78 @@ def checkpoint(smollm2_path: Path) -> Checkpoint:
     return open_checkpoint(smollm2_path, can_use_artifact=False)
 
 
-def windows_of(checkpoint: Checkpoint, *, are_judged: bool) -> Int32:
-    """Windows of the packaged texts: those that results are judged by, or all others, to learn from."""
-    found = []
+@pytest.fixture(scope="module")
+def packaged(checkpoint: Checkpoint) -> Calibration:
+    """The packaged texts: some to judge by, of other kinds than those to learn from."""
+    found: dict[bool, list[Int32]] = {True: [], False: []}
     for each in packaged_texts():
-        if (each.name in JUDGED) == are_judged:
-            ids = checkpoint.tokenizer.encode(each.text)
-            whole = len(ids) // WINDOW_TOKENS * WINDOW_TOKENS
-            found.append(np.array(ids[:whole], np.int32).reshape(-1, WINDOW_TOKENS))
-    return np.concatenate(found)
+        ids = checkpoint.tokenizer.encode(each.text)
+        whole = len(ids) // WINDOW_TOKENS * WINDOW_TOKENS
+        found[each.name in JUDGED].append(np.array(ids[:whole], np.int32).reshape(-1, WINDOW_TOKENS))
+    return Calibration(np.concatenate(found[False]), np.concatenate(found[True]), "packaged texts")
 
 
 @pytest.fixture(scope="module")
-def judge(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Quality of the model after a stage with settings."""
-    judged, learned = windows_of(checkpoint, are_judged=True), windows_of(checkpoint, are_judged=False)
+def halves(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The model in half precision, as a refit takes it: writers that are stored in blocks stay as they are."""
+    folder = tmp_path_factory.mktemp("halves")
+    recipe = folder / "rotate.toml"
+    recipe.write_text('version = 1\n[[stage]]\nkind = "rotate"\n', encoding="utf-8")
+    command = [sys.executable, "-m", "subsecond", "compress", str(smollm2_path), "--recipe", str(recipe)]
+    subprocess.run([*command, "--out", str(folder / "out"), "--eval-windows", "0"], check=True, capture_output=True)
+    return open_checkpoint(folder / "out", can_use_artifact=False)
+
+
+@pytest.fixture(scope="module")
+def written(checkpoint: Checkpoint) -> Calibration:
+    """Text that the model writes: a fit needs more than the packaged texts, and is worth what they have in common."""
+    settings = CalibrationSettings(windows=96, window_tokens=WINDOW_TOKENS, held_out_windows=12)
+    return calibration_by_model(checkpoint, settings, lambda *_: None)
+
+
+def quality_after(
+    checkpoint: Checkpoint, calibration: Calibration, folder: Path, stage: Any, settings: Any
+) -> QualityReport:
+    """Of the model after a stage, on the windows held out."""
 
     def logits(config: ModelConfig, weights: WeightSource) -> list[Float32]:
         graph = build_graph(config, weights.shapes)
         backend = TorchBackend(graph, weights, num_blocks=8, block_tokens=32, max_rows=WINDOW_TOKENS)
-        return [each[:-1].copy() for each in forward_windows(backend, judged)]
+        return [each[:-1].copy() for each in forward_windows(backend, calibration.held_out)]
 
-    expected = logits(checkpoint.config, checkpoint.weights)
-
-    @cache
-    def run(stage: Any, settings: Any) -> QualityReport:
-        sink = KeepingSink(checkpoint.config)
-        folder = tmp_path_factory.mktemp("stage")
-        stage.run(StageJob(checkpoint, sink, Calibration(learned, judged, "texts"), folder, lambda *_: None), settings)
-        found = logits(sink.config, HeldWeights(sink.tensors))
-        pairs = zip(expected, found, judged, strict=True)
-        return summarize([compare_logits(before, after, window[1:]) for before, after, window in pairs])
-
-    return run
+    sink = KeepingSink(checkpoint.config)
+    stage.run(StageJob(checkpoint, sink, calibration, folder, lambda *_: None), settings)
+    before, after = logits(checkpoint.config, checkpoint.weights), logits(sink.config, HeldWeights(sink.tensors))
+    rows = zip(before, after, calibration.held_out, strict=True)
+    return summarize([compare_logits(expected, found, window[1:]) for expected, found, window in rows])
 
 
-@pytest.mark.parametrize("method", stage_prune_width.METHODS)
-def test_fitting_the_neurons_that_stay_cuts_the_divergence_by_a_third(judge: Any, method: str) -> None:
+WIDTH = [stage_prune_width.Settings(keep=0.8, method=method) for method in stage_prune_width.METHODS]
+DEPTH = [stage_prune_depth.Settings(keep=0.9)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [*((stage_prune_width, each) for each in WIDTH), *((stage_prune_depth, each) for each in DEPTH)],
+    ids=[*stage_prune_width.METHODS, "depth"],
+)
+def test_a_refit_cuts_the_divergence_by_a_third(
+    halves: Checkpoint, written: Calibration, tmp_path: Path, stage: Any, settings: Any
+) -> None:
     kl = {}
     for refit in (False, True):
-        settings = stage_prune_width.Settings(keep=0.8, method=method, refit=refit)
-        kl[refit] = judge(stage_prune_width, settings).mean_kl.value
+        changed = replace(settings, refit=refit)
+        kl[refit] = quality_after(halves, written, tmp_path / str(refit), stage, changed).mean_kl.value
     assert kl[True] <= 0.7 * kl[False], kl
 
 
-def test_half_of_the_weights_cost_a_fifth_of_what_they_cost_by_size_alone(judge: Any) -> None:
+def test_half_of_the_weights_cost_a_fifth_of_what_they_cost_by_size_alone(
+    checkpoint: Checkpoint, packaged: Calibration, tmp_path: Path
+) -> None:
     increases = {}
     for method, refit in (("magnitude", False), ("sparsegpt", True), ("swaps", True)):
-        report = judge(stage_sparsify, stage_sparsify.Settings(density=0.5, method=method, refit=refit))
+        settings = stage_sparsify.Settings(density=0.5, method=method, refit=refit)
+        report = quality_after(checkpoint, packaged, tmp_path / method, stage_sparsify, settings)
         increases[method] = report.perplexity.value - report.perplexity_reference.value
     assert increases["sparsegpt"] <= increases["magnitude"] / 5, increases
     assert increases["swaps"] <= increases["magnitude"] / 5, increases
