@@ -207,7 +207,7 @@ class SegmentQuantizer:
         elif is_head and self._can_learn(name, tensor_type):
             statistics = statistics_of(visit, name)
             factor = factorize(statistics, self._options.gptq)
-            rule = "search" if factor is None else "gptq"
+            rule = "gptq"
         weight = visit.weights[name].numpy()
         stored, report = quantize_rows(weight, tensor_type, rule, statistics, self._options, factor)
         why = "; ".join((_WHY["fit" if rule == "search" else rule], *report.notes))
